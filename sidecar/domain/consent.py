@@ -1,0 +1,133 @@
+"""A consent: given by one owner, at one provider, for named accounts and purposes. One table holds every change of state."""
+
+import hashlib
+import hmac
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import StrEnum
+
+from sidecar.domain.ids import ConsentId, OwnerId, ProviderId, WorkloadId
+from sidecar.domain.money import Money
+from sidecar.errors import NotFound, PreconditionFailed
+
+__all__ = ["TRANSITIONS", "AccountReference", "Consent", "ConsentState", "Purpose"]
+
+
+class Purpose(StrEnum):
+    ACCOUNTS = "accounts"
+    BALANCES = "balances"
+    TRANSACTIONS = "transactions"
+    PAYMENTS = "payments"
+    SIGNING = "signing"
+
+
+class ConsentState(StrEnum):
+    CREATED = "created"  # claimed here, the provider does not know it yet
+    AWAITING_AUTHORISATION = "awaiting-authorisation"
+    COMPLETING = "completing"  # the code is being exchanged: once, never again
+    ACTIVE = "active"
+    NEEDS_REAUTHORISATION = "needs-reauthorisation"
+    REVOKED = "revoked"
+    EXPIRED = "expired"
+    FAILED = "failed"
+
+
+_S = ConsentState
+TRANSITIONS: dict[ConsentState, frozenset[ConsentState]] = {
+    _S.CREATED: frozenset(
+        {_S.AWAITING_AUTHORISATION, _S.ACTIVE, _S.FAILED, _S.REVOKED, _S.EXPIRED}
+    ),  # ACTIVE by import
+    _S.AWAITING_AUTHORISATION: frozenset({_S.COMPLETING, _S.FAILED, _S.REVOKED, _S.EXPIRED}),
+    _S.COMPLETING: frozenset({_S.ACTIVE, _S.FAILED, _S.REVOKED, _S.EXPIRED}),
+    _S.ACTIVE: frozenset({_S.NEEDS_REAUTHORISATION, _S.REVOKED, _S.EXPIRED}),
+    _S.NEEDS_REAUTHORISATION: frozenset({_S.REVOKED, _S.EXPIRED}),
+    _S.REVOKED: frozenset(),
+    _S.EXPIRED: frozenset({_S.REVOKED}),
+    _S.FAILED: frozenset({_S.REVOKED}),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountReference:
+    """An account by IBAN; `currency_code` is empty where the account has one currency only."""
+
+    iban: str
+    currency_code: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Consent:
+    """`version` counts the changes of this row, for compare-and-set; `subject_key` (16 random bytes) makes the owner's
+    pseudonym in the log, and goes when the consent's data key goes."""
+
+    id: ConsentId
+    caller: WorkloadId
+    owner: OwnerId
+    provider: ProviderId
+    purposes: frozenset[Purpose]
+    accounts: tuple[AccountReference, ...]
+    state: ConsentState
+    subject_key: bytes
+    redirect_uri: str
+    create_time: datetime
+    expire_time: datetime
+    payment_limit: Money | None = None
+    provider_consent_id: str = ""
+    state_digest: bytes = b""  # SHA-256 of the `state` that the redirect must bring back
+    authorisation_uri: str = ""
+    wrapped_data_key: bytes = b""
+    access_expire_time: datetime | None = None
+    access_issue_time: datetime | None = None
+    activate_time: datetime | None = None
+    revoke_time: datetime | None = None
+    failure_reason: str = ""
+    version: int = 1
+
+    def to(self, state: ConsentState, **changes: object) -> "Consent":
+        """This consent one version later, in `state`.
+
+        Raises PreconditionFailed when the table has no such transition.
+        """
+        if state not in TRANSITIONS[self.state]:
+            raise self.not_active()
+        return self.with_changes(state=state, **changes)
+
+    def with_changes(self, **changes: object) -> "Consent":
+        return replace(self, version=self.version + 1, **changes)  # type: ignore[arg-type]
+
+    def subject(self) -> bytes:
+        """The owner's pseudonym in the log: HMAC-SHA-256 under the subject key (32 bytes), or empty once that is gone."""
+        return hmac.digest(self.subject_key, self.owner.encode(), hashlib.sha256) if self.subject_key else b""
+
+    def check_owner(self, owner: OwnerId) -> None:
+        """A consent of somebody else looks like one that does not exist."""
+        if not hmac.compare_digest(owner.encode(), self.owner.encode()):
+            raise NotFound("CONSENT_NOT_FOUND", "there is no such consent for this owner")
+
+    def check_usable(self, purpose: Purpose, now: datetime) -> None:
+        """Raises PreconditionFailed unless this consent is active at `now` and covers `purpose`."""
+        if self.state is ConsentState.ACTIVE and now >= self.expire_time:
+            raise PreconditionFailed("CONSENT_EXPIRED", "the consent has expired; ask the owner for a new one")
+        if self.state is not ConsentState.ACTIVE:
+            raise self.not_active()
+        if purpose not in self.purposes:
+            raise PreconditionFailed("PURPOSE_NOT_CONSENTED", "the consent does not cover this purpose")
+
+    def not_active(self) -> PreconditionFailed:
+        reason, advice = _NOT_ACTIVE.get(
+            self.state, ("CONSENT_NOT_ACTIVE", "the consent is in a state that forbids this")
+        )
+        return PreconditionFailed(reason, advice, metadata={"state": self.state.value})
+
+    def covers_account(self, iban: str) -> bool:
+        return any(account.iban == iban for account in self.accounts)
+
+
+_NOT_ACTIVE = {
+    ConsentState.REVOKED: ("CONSENT_REVOKED", "the consent was revoked; ask the owner for a new one"),
+    ConsentState.EXPIRED: ("CONSENT_EXPIRED", "the consent has expired; ask the owner for a new one"),
+    ConsentState.NEEDS_REAUTHORISATION: (
+        "CONSENT_NEEDS_REAUTHORISATION",
+        "the provider no longer accepts the token; ask the owner for a new consent",
+    ),
+}

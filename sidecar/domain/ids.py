@@ -1,0 +1,58 @@
+"""Identifiers. Each is opaque, made once, compared byte for byte; the contract's resource names are `collection/id`."""
+
+import re
+import secrets
+from typing import NewType
+
+from sidecar.errors import FieldViolation, InvalidField
+
+__all__ = [
+    "ConsentId",
+    "OwnerId",
+    "PaymentId",
+    "ProviderId",
+    "RequestId",
+    "WorkloadId",
+    "new_consent_id",
+    "new_payment_id",
+    "parse_name",
+    "resource_name",
+]
+
+ConsentId = NewType("ConsentId", str)
+PaymentId = NewType("PaymentId", str)
+ProviderId = NewType("ProviderId", str)
+OwnerId = NewType("OwnerId", str)  # the platform's opaque id of the person
+WorkloadId = NewType("WorkloadId", str)  # a SPIFFE ID, or `workload:NAME` of a bound socket
+RequestId = NewType("RequestId", str)  # UUID, lower case
+
+_SEGMENT = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z")
+
+
+def new_consent_id() -> ConsentId:
+    return ConsentId("c-" + secrets.token_hex(12))
+
+
+def new_payment_id() -> PaymentId:
+    return PaymentId("p-" + secrets.token_hex(12))
+
+
+def resource_name(collection: str, identifier: str) -> str:
+    return f"{collection}/{identifier}"
+
+
+def parse_name(name: str, *, collection: str, field: str) -> str:
+    """The id in `collection/id`.
+
+    Raises InvalidField when the name has another form.
+    """
+    prefix, separator, identifier = name.partition("/")
+    if prefix != collection or not separator or not _SEGMENT.match(identifier):
+        raise InvalidField(
+            FieldViolation(
+                field=field,
+                rule="resource_name",
+                description=f"must have the form {collection}/ID with ID of 1 to 63 of a-z, 0-9 and inner '-'",
+            )
+        )
+    return identifier
