@@ -1,0 +1,172 @@
+"""What is particular to one provider: data, checked, with no loops and no expressions.
+
+A descriptor is a YAML file in `catalog/` (or in the operator's own folder); `${name}` in its texts is replaced by the variables
+that the configuration gives for the provider. Unknown fields are refused.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+
+from sidecar.domain.consent import Purpose
+from sidecar.domain.payment import IdempotencyClass, PaymentProduct
+
+__all__ = ["Descriptor", "DescriptorError", "origin_of", "parse_descriptor", "substitute"]
+
+HttpsUri = Annotated[
+    str, msgspec.Meta(pattern=r"^https://[a-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?$", max_length=512)
+]
+Token = Annotated[str, msgspec.Meta(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$", max_length=64)]
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=31_536_000)]
+
+
+class DescriptorError(Exception):
+    """The descriptor breaks a rule; the message says where and which."""
+
+
+class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class Standard(_Part, frozen=True, kw_only=True):
+    family: Literal["berlin-group"]
+    version: str
+
+
+class Scope(_Part, frozen=True, kw_only=True):
+    """`accounts` may contain {consent_id}: the provider's own id of the consent."""
+
+    accounts: str
+    payments: str
+
+
+class OAuth(_Part, frozen=True, kw_only=True):
+    """RFC 8414 names. The issuer is pinned here: nothing is discovered at run time."""
+
+    issuer: HttpsUri
+    authorization_endpoint: HttpsUri
+    pushed_authorization_request_endpoint: HttpsUri
+    token_endpoint: HttpsUri
+    client_id: str
+    scope: Scope
+    redirect_uris: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=16)]
+    revocation_endpoint: HttpsUri | None = None
+    assertion_audience: Literal["issuer", "token_endpoint"] = "issuer"
+    assertion_seconds: Annotated[int, msgspec.Meta(ge=10, le=60)] = 60
+    access_token_seconds: Annotated[int, msgspec.Meta(ge=30, le=7_776_000)] = 300  # where an answer does not say
+
+
+class Signing(_Part, frozen=True, kw_only=True):
+    """draft-cavage-http-signatures-12 as Berlin Group profiles it; `none` where mutual TLS is all a bank asks for."""
+
+    scheme: Literal["cavage", "none"]
+    signed_headers: tuple[Token, ...] = ("digest", "x-request-id")
+    signed_if_sent: tuple[Token, ...] = ("psu-id", "psu-corporate-id", "tpp-redirect-uri")
+
+
+class Idempotency(_Part, frozen=True, kw_only=True):
+    """`header` and `window_seconds` only with class A. `margin_seconds` before the window's end no repeat is sent any more."""
+
+    class_: IdempotencyClass = msgspec.field(name="class")
+    header: Token | None = None
+    window_seconds: Seconds | None = None
+    margin_seconds: Seconds = 14_400.0
+
+    def __post_init__(self) -> None:
+        complete = self.header is not None and self.window_seconds is not None
+        if (self.class_ is IdempotencyClass.KEY_WITH_WINDOW) != complete:
+            raise ValueError("class A needs header and window_seconds; other classes must not have them")
+        if self.window_seconds is not None and self.window_seconds <= self.margin_seconds:
+            raise ValueError("window_seconds must be longer than margin_seconds")
+
+
+class Refusal(_Part, frozen=True, kw_only=True):
+    """An answer that proves that nothing was executed: this status with one of these codes."""
+
+    status: Annotated[int, msgspec.Meta(ge=400, le=499)]
+    codes: Annotated[tuple[Token, ...], msgspec.Meta(min_length=1)]
+
+
+class Payments(_Part, frozen=True, kw_only=True):
+    """`products` maps our products to the provider's path segment."""
+
+    products: Mapping[PaymentProduct, Token]
+    idempotency: Idempotency
+    refusals: tuple[Refusal, ...]
+    send_seconds: Annotated[float, msgspec.Meta(gt=0, le=10)] = 10.0
+    quiet_seconds: Seconds = 60.0
+    first_poll_seconds: Seconds = 1.0
+    longest_poll_seconds: Seconds = 60.0
+
+
+class Accounts(_Part, frozen=True, kw_only=True):
+    frequency_per_day: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 4
+    history_days: Annotated[int, msgspec.Meta(ge=1, le=3650)] = 90
+
+
+class Descriptor(_Part, frozen=True, kw_only=True):
+    schema: Literal[1]
+    id: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+    display_name: Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
+    standard: Standard
+    api: HttpsUri
+    oauth: OAuth
+    signing: Signing
+    payments: Payments
+    accounts: Accounts
+    purposes: Annotated[tuple[Purpose, ...], msgspec.Meta(min_length=1)]
+    tpp_ip_address: str  # sent where the person's own address is not known (Berlin Group 1.3.11, PSU-IP-Address)
+    call_seconds: Annotated[float, msgspec.Meta(gt=0, le=60)] = 10.0
+    authorisation_origins: tuple[
+        HttpsUri, ...
+    ] = ()  # where the owner may be sent, besides the authorisation endpoint's
+
+    @property
+    def origins(self) -> frozenset[str]:
+        """Every origin that a request of ours may go to."""
+        endpoints = [self.api, self.oauth.pushed_authorization_request_endpoint, self.oauth.token_endpoint]
+        if self.oauth.revocation_endpoint:
+            endpoints.append(self.oauth.revocation_endpoint)
+        return frozenset(origin_of(endpoint) for endpoint in endpoints)
+
+    @property
+    def owner_origins(self) -> frozenset[str]:
+        """Every origin that the owner may be sent to."""
+        return frozenset(map(origin_of, (self.oauth.authorization_endpoint, *self.authorisation_origins)))
+
+
+def parse_descriptor(document: object, variables: Mapping[str, str]) -> Descriptor:
+    """The descriptor in `document` (parsed YAML), its `${name}` replaced from `variables`.
+
+    Raises DescriptorError.
+    """
+    try:
+        return msgspec.convert(substitute(document, variables), Descriptor)
+    except msgspec.ValidationError as error:
+        raise DescriptorError(str(error)) from error
+
+
+def substitute(value: object, variables: Mapping[str, str]) -> object:
+    if isinstance(value, str):
+        return re.sub(r"\$\{([a-z_]+)\}", lambda match: _variable(match[1], variables), value)
+    if isinstance(value, Mapping):
+        return {key: substitute(member, variables) for key, member in value.items()}
+    if isinstance(value, list):
+        return [substitute(item, variables) for item in value]
+    return value
+
+
+def origin_of(uri: str) -> str:
+    """scheme://host:port with the port written (RFC 6454)."""
+    parts = urlsplit(uri)
+    default = {"https": 443, "http": 80}.get(parts.scheme, 0)
+    return f"{parts.scheme}://{parts.hostname}:{parts.port or default}"
+
+
+def _variable(name: str, variables: Mapping[str, str]) -> str:
+    if name not in variables:
+        raise DescriptorError(f"the descriptor needs the variable {name}, which the configuration does not give")
+    return variables[name]
