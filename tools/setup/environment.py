@@ -32,7 +32,9 @@ LOCK = "requirements-dev.lock"
 _INSTALLER_LOCK = "requirements-setup.lock"
 _SOURCES = (".", "clients/python/src")
 
-_NETWORK_ADVICE = "The packages could not be installed. Is the package index reachable? A mirror, proxy or certificate is set as for any pip."
+_NETWORK_ADVICE = (
+    "The packages could not be installed. Is the package index reachable? Mirrors and certificates are set as for pip."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +153,7 @@ class Environment:
         return [(packages / "token_custody_sidecar.pth", sources), *commands]
 
     def _script(self, entry: str) -> str:
-        """A command that calls `module:function`. It starts as a shell script, since a `#!` line can hold neither spaces nor a long path."""
+        """A command that calls `module:function`. Starts as a shell script: a `#!` line can hold no space and no long path."""
         module, _, function = entry.partition(":")
         return (
             "#!/bin/sh\n"

@@ -19,7 +19,7 @@ _CLEAR_LINE = "\r\x1b[2K"
 
 
 class Progress:
-    """Writes steps to one stream. On a terminal the running step counts its seconds, so that a slow network does not look like a hang."""
+    """Writes steps to one stream. On a terminal the running step counts its seconds: slow must not look hung."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
