@@ -528,6 +528,8 @@ def _parse_entry(data: bytes) -> _Entry:
     reader.finish()
     if max(index, time_ns, boot_time_ns, epoch) > _MAX_NUMBER or time_ns == 0:
         _refuse("a number of the entry is out of range")
+    if index == 0 and any(previous):
+        _refuse("the first entry has an entry before it")
     if event not in EVENTS or outcome not in OUTCOMES:
         _refuse("the entry has an unknown event or outcome")
     if not _ORIGIN.match(origin) or not _REASON.match(reason):
