@@ -151,10 +151,14 @@ class TokenEgress(Protocol):
         *,
         wrapped_data_key: bytes,
         secrets: Sequence[OpenSecret],
-        seal_as: SecretContext,
+        seal_access_as: SecretContext,
+        seal_refresh_as: SecretContext,
         deadline_seconds: float,
     ) -> TokenOutcome:
-        """Sends to a token endpoint once; the tokens of the answer are sealed under `seal_as` before they leave egress."""
+        """Sends to a token endpoint once; the tokens of the answer are sealed before they leave egress.
+
+        The two contexts differ in their origin: the access token goes to the API, the refresh token to the token endpoint.
+        """
 
     async def prepare(
         self,
@@ -174,7 +178,13 @@ class TokenEgress(Protocol):
     async def import_key(self) -> ImportKey: ...
 
     async def import_tokens(
-        self, *, key_id: str, sealed_tokens: bytes, info: bytes, seal_as: SecretContext
+        self,
+        *,
+        key_id: str,
+        sealed_tokens: bytes,
+        info: bytes,
+        seal_access_as: SecretContext,
+        seal_refresh_as: SecretContext,
     ) -> ImportedTokens:
         """Opens an HPKE ciphertext (RFC 9180) and seals its tokens. Raises PreconditionFailed(IMPORT_KEY_UNKNOWN) or
         InvalidField for a ciphertext that does not open or hold what it must."""
@@ -221,12 +231,13 @@ class ConsentSecrets:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsentFilter:
-    """None means any."""
+    """None means any. `holds_key`: whether the consent's data key still exists."""
 
     caller: WorkloadId | None = None
     owner: OwnerId | None = None
     provider: ProviderId | None = None
     states: frozenset[ConsentState] | None = None
+    holds_key: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ gateway to hsm may sign and manage master keys but never gets a data key; egress
 signs; gateway to egress sends rendered requests and sealed secrets and gets answers and sealed secrets back.
 """
 
+from enum import IntEnum
 from typing import Annotated, Any
 
 import msgspec
@@ -189,7 +190,8 @@ class RequestTokens(Message, frozen=True):
     request: ProviderRequest
     wrapped_data_key: bytes
     secrets: tuple[OpenSecretMessage, ...]
-    seal_as: SecretContext
+    seal_access_as: SecretContext
+    seal_refresh_as: SecretContext
 
 
 class Prepare(Message, frozen=True):
@@ -256,7 +258,8 @@ class ImportTokens(Message, frozen=True):
     key_id: str
     sealed_tokens: bytes
     info: bytes
-    seal_as: SecretContext
+    seal_access_as: SecretContext
+    seal_refresh_as: SecretContext
 
 
 class TokensImported(Message, frozen=True):
@@ -347,6 +350,26 @@ class EgressToGatewayFrame(Envelope, frozen=True, kw_only=True):
 def decoder_for(frame_type: type[Envelope]) -> "msgspec.msgpack.Decoder[Any]":
     """A strict decoder of one direction of one socket."""
     return msgspec.msgpack.Decoder(frame_type)
+
+
+# --- how a child process ends ------------------------------------------------------------------------------------------
+
+
+class ChildExit(IntEnum):
+    """Exit codes of hsm and egress; the supervisor decides by them. Any other code is a crash: start it again."""
+
+    STOPPED = 0  # its gateway closed the socket
+    SICK = 40  # it cannot go on, and a new process may: session or device lost, a defect
+    UNREACHABLE = 41  # the token (or what else it needs from outside) is not there now
+    BAD_PEER = 42  # the gateway's socket carried something that is not our protocol
+    SETTINGS_REFUSED = 50
+    PIN_REFUSED = 51  # wrong, locked, or one try before locked: each further start would cost another try
+    PIN_FILE_REFUSED = 52
+    KEY_REFUSED = 53  # missing, twice there, weaker than it must be, or it does not compute what it must
+
+    @property
+    def may_restart(self) -> bool:
+        return self < ChildExit.SETTINGS_REFUSED
 
 
 # --- settings of the child processes: one JSON document, read once from an inherited descriptor at start --------------------
