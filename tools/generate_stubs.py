@@ -9,13 +9,13 @@ The import root equals the proto root: `from custody.v1 import consent_pb2` work
 """
 
 import argparse
+import subprocess
 import sys
 import sysconfig
 import tempfile
 from pathlib import Path
 
-import grpc_tools
-from grpc_tools import protoc
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
@@ -65,9 +65,17 @@ def generate(target: Path) -> None:
     (target / "custody/v1/__init__.py").write_text('"""Stubs of the contract, generated from protos/custody/v1."""\n')
 
 
+def describe() -> FileDescriptorSet:
+    """Answer with the contract's own files as descriptors, comments and unread options included."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "contract.binpb"
+        _protoc("--include_source_info", f"--descriptor_set_out={output}", *_sources(PROTOS, "custody"))
+        return FileDescriptorSet.FromString(output.read_bytes())
+
+
 def _protoc(*arguments: str) -> None:
-    well_known = Path(grpc_tools.__file__).parent / "_proto"
-    status: int = protoc.main(["protoc", f"-I{THIRD_PARTY}", f"-I{PROTOS}", f"-I{well_known}", *arguments])
+    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{THIRD_PARTY}", f"-I{PROTOS}", *arguments]
+    status = subprocess.run(command, check=False).returncode
     if status != 0:
         raise StubGenerationError(f"protoc ended with {status}")
 
