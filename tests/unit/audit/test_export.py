@@ -113,7 +113,7 @@ def test_an_empty_log_with_a_checkpoint_is_verified() -> None:
 def test_checkpoints_out_of_order_are_refused() -> None:
     """The caller reads checkpoints by growing size; the export then ends without its last line."""
     log = small_log()
-    lines = []
+    lines: list[bytes] = []
 
     with pytest.raises(LogCorrupt, match="order"):
         lines.extend(export_lines(ORIGIN, log.leaves, reversed(log.notes)))

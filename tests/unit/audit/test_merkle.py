@@ -91,9 +91,10 @@ def test_an_inclusion_proof_proves_only_its_own_leaf_place_and_tree(size: int, d
     proof, root, leaf = inclusion_proof(MANY[:size], index), tree_root(MANY[:size]), MANY[index]
     other_index = data.draw(st.integers(0, size).filter(lambda value: value != index))
     other = leaf_hash(b"another")
+    right: dict[str, Any] = {"leaf": leaf, "index": index, "size": size, "proof": proof, "root": root}
 
     def holds(**changes: Any) -> bool:
-        return verify_inclusion(**{"leaf": leaf, "index": index, "size": size, "proof": proof, "root": root} | changes)
+        return verify_inclusion(**right | changes)
 
     assert holds()
     assert not holds(leaf=other)
@@ -115,7 +116,13 @@ def test_a_consistency_proof_proves_only_its_own_trees(sizes: list[int], data: s
     old, new = sizes
     proof, old_root, new_root = consistency_proof(MANY[:new], old), tree_root(MANY[:old]), tree_root(MANY[:new])
     other = leaf_hash(b"another")
-    right = {"old_size": old, "new_size": new, "old_root": old_root, "new_root": new_root, "proof": proof}
+    right: dict[str, Any] = {
+        "old_size": old,
+        "new_size": new,
+        "old_root": old_root,
+        "new_root": new_root,
+        "proof": proof,
+    }
 
     def holds(**changes: Any) -> bool:
         return verify_consistency(**right | changes)

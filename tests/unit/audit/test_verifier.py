@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.audit import verifier
-from sidecar.audit.checkpoint import note_key_id
+from sidecar.audit.checkpoint import der_from_p1363, note_key_id
 from sidecar.audit.merkle import CompactRange, leaf_hash
 from sidecar.audit.verifier import Report, Verdict, verify_export
 from sidecar.domain.audit import AuditEvent, AuditOutcome
@@ -331,8 +331,8 @@ def test_texts_signed_by_the_key_itself_are_judged_too(body: str, tail: str, dat
     """Even a genuine signature over nonsense gives a report: only the exact form of a checkpoint counts."""
     lines = [ORIGIN, "0", base64.b64encode(bytes(32)).decode(), *body.split("\n")]
     text = "\n".join(data.draw(st.permutations(lines))[: data.draw(st.integers(1, len(lines)))]) + "\n"
-    raw = KEY._private.sign(text.encode(errors="replace"), ec.ECDSA(verifier.hashes.SHA256()))
-    note = f"{text}\n\u2014 {ORIGIN} {base64.b64encode(note_key_id(KEY.spki) + raw).decode()}\n{tail}"
+    signature = der_from_p1363(KEY.sign(text.encode(errors="replace")))
+    note = f"{text}\n\u2014 {ORIGIN} {base64.b64encode(note_key_id(KEY.spki) + signature).decode()}\n{tail}"
 
     assert not verify(assemble(ORIGIN, [("note", note.encode(errors="replace"))])).ok
 
