@@ -22,7 +22,7 @@ from sidecar.domain.provider import (
     Unknown,
 )
 from sidecar.domain.secrets import SealedSecret, SecretContext
-from sidecar.errors import Corrupt, CustodyError, FieldViolation, InvalidField, PreconditionFailed, Unavailable
+from sidecar.errors import Corrupt, CustodyError, FieldViolation, InvalidField, PreconditionFailed, Refused, Unavailable
 
 
 class Message(msgspec.Struct, tag=True, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -418,6 +418,7 @@ _ERRORS: dict[str, type[CustodyError]] = {
     "Unavailable": Unavailable,
     "Corrupt": Corrupt,
     "PreconditionFailed": PreconditionFailed,
+    "Refused": Refused,
 }
 
 

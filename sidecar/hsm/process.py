@@ -1,0 +1,134 @@
+"""The hsm process from its first instruction to its exit code.
+
+Rules:
+- Hardened before anything secret is read; what holds is logged and can be asked for.
+- Every way to end is an exit code of ChildExit with one line that says why; nothing foreign is printed, tracebacks included.
+"""
+
+import os
+import signal
+import socket
+from typing import Any
+
+import msgspec
+
+from sidecar.domain.provider import KeyPurpose
+from sidecar.hardening import ParentGone, Posture, harden
+from sidecar.hsm.errors import StartRefused
+from sidecar.hsm.keys import check_references
+from sidecar.hsm.log import log
+from sidecar.hsm.module import RootKey, SigningKey, Token
+from sidecar.hsm.server import HsmServer
+from sidecar.hsm.vault import Vault
+from sidecar.ipc.messages import ChildExit, HsmSettings, HsmStatus
+
+__all__ = ["run"]
+
+_MAX_SETTINGS_BYTES = 1024 * 1024
+
+
+def run(*, settings_fd: int, gateway_fd: int, wiring_fd: int, parent_pid: int) -> int:
+    """The exit code."""
+    # Ctrl-C goes to the whole terminal group; the gateway decides when its children end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        posture = harden(parent_pid=parent_pid)
+        settings = _read_settings(settings_fd)
+        code = _Process(settings=settings, posture=posture).serve(gateway_fd=gateway_fd, wiring_fd=wiring_fd)
+    except StartRefused as refused:
+        log("error", "start-refused", refused.message, exitCode=int(refused.code))
+        return refused.code
+    except ParentGone:
+        return ChildExit.STOPPED
+    except Exception as error:  # noqa: BLE001 (the process's last boundary: name the class, show nothing else)
+        log(
+            "error",
+            "defect",
+            "the hsm process met an unexpected error",
+            errorClass=type(error).__name__,
+            **_place(error),
+        )
+        return ChildExit.SICK
+    log("info", "stopped", _LAST_WORDS[code], exitCode=int(code))
+    return code
+
+
+_LAST_WORDS = {
+    ChildExit.STOPPED: "the gateway closed its socket",
+    ChildExit.SICK: "the HSM failed; a new process is needed",
+    ChildExit.BAD_PEER: "the gateway's socket carried something that is not the protocol",
+}
+
+
+class _Process:
+    def __init__(self, *, settings: HsmSettings, posture: Posture) -> None:
+        check_references(settings)
+        self._settings = settings
+        self._posture = posture
+
+    def serve(self, *, gateway_fd: int, wiring_fd: int) -> ChildExit:
+        with socket.socket(fileno=gateway_fd) as gateway, socket.socket(fileno=wiring_fd) as wiring:
+            token = Token.log_in(self._settings)
+            root, signing = self._keys(token)
+            vault = Vault(root=root, random=token, cluster=self._settings.cluster)
+            self._log_ready(token)
+            code = HsmServer(
+                gateway=gateway,
+                wiring=wiring,
+                vault=vault,
+                root_key_id=root.key_id.hex(),
+                signing_keys=dict(signing),
+                status=lambda: self._status(token, vault, root, signing),
+            ).run()
+            vault.close()
+            if code is not ChildExit.SICK:  # a sick module may hang on the way out
+                token.close()
+            return code
+
+    def _keys(self, token: Token) -> tuple[RootKey, dict[KeyPurpose, SigningKey]]:
+        root = next(key for key in self._settings.keys if key.purpose is KeyPurpose.ROOT)
+        others = [key for key in self._settings.keys if key is not root]
+        return token.root_key(root), {key.purpose: token.signing_key(key) for key in others}
+
+    def _log_ready(self, token: Token) -> None:
+        if token.facts.user_pin_count_low:
+            log("warning", "pin-count-low", "a wrong PIN was entered at this token since the last successful login")
+        log("info", "ready", "the HSM is open", postureMissing=list(self._posture.missing()))
+
+    def _status(self, token: Token, vault: Vault, root: RootKey, signing: dict[KeyPurpose, SigningKey]) -> HsmStatus:
+        facts = token.facts
+        return HsmStatus(
+            module=self._settings.module_path,
+            library_description=facts.library_description,
+            library_version=facts.library_version,
+            token_label=facts.token_label,
+            token_serial=facts.token_serial,
+            token_model=facts.token_model,
+            logged_in=True,
+            user_pin_count_low=facts.user_pin_count_low,
+            user_pin_final_try=facts.user_pin_final_try,
+            user_pin_locked=facts.user_pin_locked,
+            master_key_versions=vault.versions,
+            current_master_key_version=vault.current_version,
+            keys=(root.describe(), *(key.describe() for key in signing.values())),
+        )
+
+
+def _read_settings(descriptor: int) -> HsmSettings:
+    try:
+        with os.fdopen(descriptor, "rb") as file:
+            return msgspec.json.decode(file.read(_MAX_SETTINGS_BYTES), type=HsmSettings)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise StartRefused(
+            ChildExit.SETTINGS_REFUSED, "the hsm process was given settings that it cannot read"
+        ) from error
+
+
+def _place(error: Exception) -> dict[str, Any]:
+    """File and line where it was raised: enough to find the defect, and no value of any variable."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return {}
+    return {"file": os.path.basename(trace.tb_frame.f_code.co_filename), "line": trace.tb_lineno}  # noqa: PTH119
