@@ -267,7 +267,7 @@ def _fresh(path: Path, issuer: pki.Issuer) -> bool:
         certificate.verify_directly_issued_by(issuer.certificate)
     except Exception:  # noqa: BLE001 - any failure has the same cure: make it anew
         return False
-    return pki.in_force(certificate, time.time() + _RENEW_BEFORE_SECONDS)
+    return pki.facts(certificate).in_force(time.time() + _RENEW_BEFORE_SECONDS)
 
 
 def _public_key(pem: bytes) -> ec.EllipticCurvePublicKey:

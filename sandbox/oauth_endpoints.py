@@ -8,7 +8,6 @@ Rules this module keeps:
 
 from collections.abc import Callable, Mapping
 
-from sandbox import pki
 from sandbox.assertions import AssertionRefused, ClientAuthenticator
 from sandbox.directory import Client
 from sandbox.oauth import REQUEST_URI_SECONDS, AuthorizationServer, IssuedTokens, OAuthError
@@ -84,9 +83,9 @@ class OAuthEndpoints:
         except AssertionRefused as error:
             raise OAuthError("invalid_client", str(error), status=401) from error
         certificate = call.certificate
-        if certificate is None or not pki.in_force(certificate, self._clock()):
+        if certificate is None or not certificate.in_force(self._clock()):
             raise OAuthError("invalid_client", "a TLS client certificate in force is required", status=401)
-        if pki.organisation_identifier(certificate) != client.organisation_identifier:
+        if certificate.organisation_identifier != client.organisation_identifier:
             raise OAuthError("invalid_client", "the TLS client certificate is not this client's", status=401)
         return client
 

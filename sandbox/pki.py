@@ -117,32 +117,47 @@ def issue_seal(
     return builder.sign(issuer.key, hashes.SHA256())
 
 
-def thumbprint(certificate: x509.Certificate) -> str:
-    """Return `x5t#S256` of a certificate (RFC 8705 section 3.1): base64url of SHA-256 over its DER."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CertificateFacts:
+    """What the bank asks of a presented certificate, read out once: parsing it at every request would cost more than TLS."""
+
+    thumbprint: str  # x5t#S256, RFC 8705 section 3.1: base64url of SHA-256 over the DER
+    organisation_identifier: str | None  # None if it names none or several
+    roles: frozenset[str]  # PSD2 roles of its QcStatement
+    not_before: float  # seconds since 1970
+    not_after: float
+    serial_number: int
+    issuer: str  # RFC 4514
+    public_key: object
+
+    def in_force(self, now: float) -> bool:
+        """Say whether the certificate is valid at this time (seconds since 1970)."""
+        return self.not_before <= now <= self.not_after
+
+
+def facts(certificate: x509.Certificate) -> CertificateFacts:
+    """Read out a certificate."""
     digest = hashlib.sha256(certificate.public_bytes(serialization.Encoding.DER)).digest()
-    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+    identifiers = certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_IDENTIFIER)
+    return CertificateFacts(
+        thumbprint=base64.urlsafe_b64encode(digest).rstrip(b"=").decode(),
+        organisation_identifier=str(identifiers[0].value) if len(identifiers) == 1 else None,
+        roles=_roles(certificate),
+        not_before=certificate.not_valid_before_utc.timestamp(),
+        not_after=certificate.not_valid_after_utc.timestamp(),
+        serial_number=certificate.serial_number,
+        issuer=certificate.issuer.rfc4514_string(),
+        public_key=certificate.public_key(),
+    )
 
 
-def organisation_identifier(certificate: x509.Certificate) -> str | None:
-    """Return the certificate's organizationIdentifier, or None if it names none or several."""
-    values = certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_IDENTIFIER)
-    return str(values[0].value) if len(values) == 1 else None
-
-
-def roles(certificate: x509.Certificate) -> frozenset[str]:
-    """Return the PSD2 roles that the certificate's QcStatement gives."""
+def _roles(certificate: x509.Certificate) -> frozenset[str]:
     try:
         extension = certificate.extensions.get_extension_for_oid(_QC_STATEMENTS).value
     except x509.ExtensionNotFound:
         return frozenset()
     assert isinstance(extension, x509.UnrecognizedExtension)
     return frozenset(role for role, oid in _ROLE_OIDS.items() if _der(0x06, oid) in extension.value)
-
-
-def in_force(certificate: x509.Certificate, now_seconds: float) -> bool:
-    """Say whether the certificate is valid at this time (seconds since 1970)."""
-    now = datetime.datetime.fromtimestamp(now_seconds, datetime.UTC)
-    return certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc
 
 
 def _leaf(

@@ -11,13 +11,11 @@ Rules this module keeps:
 """
 
 import asyncio
-import hashlib
 import json
 import os
 import signal
 import ssl
 import time
-from base64 import urlsafe_b64encode
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
@@ -38,6 +36,7 @@ from sandbox.faults import Fault, Faults, deliver_raw, spoil_body, substitute
 from sandbox.oauth import AuthorizationServer
 from sandbox.oauth_endpoints import METADATA_PATH, OAuthEndpoints
 from sandbox.payments import IdempotencyKeys, Payments
+from sandbox.pki import CertificateFacts, facts
 from sandbox.signatures import SignatureVerifier
 from sandbox.web import Answer, Call, Clock
 from sandbox.xs2a import Addresses, Xs2a
@@ -270,27 +269,25 @@ async def _call(request: web.BaseRequest) -> Call:
     headers: dict[str, list[str]] = {}
     for name, value in request.headers.items():
         headers.setdefault(name.lower(), []).append(value)
-    certificate, thumbprint = _peer(request)
     return Call(
         method=request.method,
         path=request.path,
         query=request.raw_path.partition("?")[2],
         headers=headers,
         body=await request.read(),
-        certificate=certificate,
-        thumbprint=thumbprint,
+        certificate=_peer(request),
     )
 
 
-def _peer(request: web.BaseRequest) -> tuple[x509.Certificate | None, str | None]:
+def _peer(request: web.BaseRequest) -> CertificateFacts | None:
     connection = request.get_extra_info("ssl_object")
     der = connection.getpeercert(binary_form=True) if connection is not None else None
-    return _parsed(der) if der else (None, None)
+    return _read(der) if der else None
 
 
 @lru_cache(maxsize=64)
-def _parsed(der: bytes) -> tuple[x509.Certificate, str]:
-    return x509.load_der_x509_certificate(der), urlsafe_b64encode(hashlib.sha256(der).digest()).rstrip(b"=").decode()
+def _read(der: bytes) -> CertificateFacts:
+    return facts(x509.load_der_x509_certificate(der))
 
 
 def _response(answer: Answer) -> web.Response:

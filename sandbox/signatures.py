@@ -21,7 +21,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 
-from sandbox import pki
+from sandbox.pki import CertificateFacts, facts
 from sandbox.web import Call, Clock
 
 _CONDITIONAL = ("psu-id", "psu-corporate-id", "tpp-redirect-uri")
@@ -60,7 +60,7 @@ class SignatureVerifier:
         except ValueError as error:
             raise SignatureRefused("SIGNATURE_INVALID", str(error)) from error
 
-    def _signer(self, call: Call) -> x509.Certificate:
+    def _signer(self, call: Call) -> CertificateFacts:
         text = call.header("tpp-signature-certificate")
         if text is None:
             raise SignatureRefused("CERTIFICATE_MISSING", "TPP-Signature-Certificate is required")
@@ -68,14 +68,14 @@ class SignatureVerifier:
             certificate = self._certificate(text)
         except ValueError as error:
             raise SignatureRefused("CERTIFICATE_INVALID", str(error)) from error
-        if not pki.in_force(certificate, self._clock()):
+        if not certificate.in_force(self._clock()):
             raise SignatureRefused("CERTIFICATE_EXPIRED", "the signing certificate is not in force")
         tls = call.certificate
-        if tls is None or pki.organisation_identifier(certificate) != pki.organisation_identifier(tls):
+        if tls is None or certificate.organisation_identifier != tls.organisation_identifier:
             raise SignatureRefused("CERTIFICATE_INVALID", "signing and TLS certificate name different organisations")
         return certificate
 
-    def _check_signature(self, call: Call, given: Mapping[str, str], certificate: x509.Certificate) -> None:
+    def _check_signature(self, call: Call, given: Mapping[str, str], certificate: CertificateFacts) -> None:
         _check_key_id(given["keyId"], certificate)
         names = given["headers"].split(" ")
         if sorted(names) != sorted(_expected_names(call)):
@@ -111,18 +111,18 @@ def _parameters(value: str) -> dict[str, str]:
     return given
 
 
-def _check_key_id(key_id: str, certificate: x509.Certificate) -> None:
+def _check_key_id(key_id: str, certificate: CertificateFacts) -> None:
     match = _KEY_ID.fullmatch(unquote(key_id))
     if match is None:
         raise ValueError('keyId must be "SN=<hexadecimal serial>,CA=<issuer>"')
-    if int(match[1], 16) != certificate.serial_number or match[2] != certificate.issuer.rfc4514_string():
+    if int(match[1], 16) != certificate.serial_number or match[2] != certificate.issuer:
         raise ValueError("keyId does not name the certificate")
 
 
-def _verify(certificate: x509.Certificate, algorithm: str, signature: bytes, content: bytes) -> None:
+def _verify(certificate: CertificateFacts, algorithm: str, signature: bytes, content: bytes) -> None:
     kind, _, hash_name = algorithm.partition("-")
     function = _HASHES.get(hash_name)
-    key = certificate.public_key()
+    key = certificate.public_key
     try:
         if kind == "ecdsa" and function is not None and isinstance(key, ec.EllipticCurvePublicKey):
             key.verify(signature, content, ec.ECDSA(function))
@@ -134,7 +134,7 @@ def _verify(certificate: x509.Certificate, algorithm: str, signature: bytes, con
         raise ValueError("the signature does not fit") from error
 
 
-def _read_certificate(text: str, ca: x509.Certificate) -> x509.Certificate:
+def _read_certificate(text: str, ca: x509.Certificate) -> CertificateFacts:
     """Read a base64 DER certificate and check who issued it and what for."""
     try:
         certificate = x509.load_der_x509_certificate(base64.b64decode(text, validate=True))
@@ -144,4 +144,4 @@ def _read_certificate(text: str, ca: x509.Certificate) -> x509.Certificate:
         raise ValueError("TPP-Signature-Certificate is not a certificate of a CA that the bank trusts") from error
     if not usage.digital_signature:
         raise ValueError("the certificate may not sign")
-    return certificate
+    return facts(certificate)

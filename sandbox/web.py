@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 from urllib.parse import parse_qsl
 
-from cryptography import x509
+from sandbox.pki import CertificateFacts
 
 T = TypeVar("T")
 Clock = Callable[[], float]  # seconds since 1970
@@ -28,8 +28,12 @@ class Call:
     query: str
     headers: Mapping[str, Sequence[str]]  # names in lower case
     body: bytes
-    certificate: x509.Certificate | None
-    thumbprint: str | None
+    certificate: CertificateFacts | None
+
+    @property
+    def thumbprint(self) -> str | None:
+        """The certificate's `x5t#S256`."""
+        return self.certificate.thumbprint if self.certificate is not None else None
 
     def header(self, name: str) -> str | None:
         """Return a header's only value, None if it is absent; ValueError if it came twice."""

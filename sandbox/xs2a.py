@@ -116,9 +116,9 @@ class Xs2a:
         certificate = call.certificate
         if certificate is None:
             raise Refusal(401, "CERTIFICATE_MISSING", "a TLS client certificate is required")
-        if not pki.in_force(certificate, self._clock()):
+        if not certificate.in_force(self._clock()):
             raise Refusal(401, "CERTIFICATE_EXPIRED", "the TLS client certificate is not in force")
-        client = self._by_organisation.get(pki.organisation_identifier(certificate) or "")
+        client = self._by_organisation.get(certificate.organisation_identifier or "")
         if client is None:
             raise Refusal(401, "CERTIFICATE_INVALID", "the TLS client certificate names no registered client")
         return client
@@ -477,7 +477,7 @@ class Xs2a:
         return grant
 
     def _must_have_role(self, call: Call, role: str) -> None:
-        if call.certificate is None or role not in pki.roles(call.certificate):
+        if call.certificate is None or role not in call.certificate.roles:
             raise Refusal(401, "ROLE_INVALID", f"the TLS client certificate has not the role {role}")
 
 
