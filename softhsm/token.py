@@ -124,7 +124,7 @@ def ensure_token(directory: Path, *, label: str) -> TokenConfiguration:
         ModuleMissingError: there is no module, and none can be fetched.
     """
     home = directory.resolve()
-    if not home.exists() or (home.is_dir() and not any(home.iterdir())):
+    if _is_new_or_empty(home):
         return create_token(directory, label=label)
     token = open_token(directory)
     if token.token_label != label:
@@ -146,6 +146,13 @@ def _make(home: Path, order: _Order) -> TokenConfiguration:
 def _empty(home: Path) -> None:
     for path in home.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _is_new_or_empty(home: Path) -> bool:
+    try:
+        return not home.exists() or (home.is_dir() and not any(home.iterdir()))
+    except OSError as error:
+        raise TokenRefusedError(f"{home} cannot be used for a token: {error.strerror}.") from error
 
 
 def _checked_label(label: str) -> str:
@@ -237,9 +244,9 @@ def _token_in(home: Path, facts: dict[str, str]) -> TokenConfiguration:
 
 
 def _missing(home: Path) -> str:
-    if home.is_dir() and any(home.iterdir()):
-        return f"{home} holds something else, or a token whose making was interrupted. Move it away and start again."
-    return f"There is no token in {home}."
+    if _is_new_or_empty(home):
+        return f"There is no token in {home}."
+    return f"{home} holds something else, or a token whose making was interrupted. Move it away and start again."
 
 
 def _require_private(pin_file: Path) -> None:

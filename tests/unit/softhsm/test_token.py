@@ -8,10 +8,14 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from softhsm.setup import TokenConfiguration, TokenRefusedError, create_token, ensure_token, main, open_token
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # Opens the token by label and serial, logs in with the PIN file and makes a key: what the sidecar will do. In a process of its own,
 # because the module must not be loaded into the test process.
@@ -198,6 +202,21 @@ def test_a_wrong_directory_is_refused(tmp_path: Path, directory: str, reason: st
         create_token(Path(directory.replace("{tmp}", str(tmp_path))), label="custody")
 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+@pytest.mark.parametrize("make", [create_token, ensure_token])
+def test_a_directory_that_the_system_refuses_is_refused_with_its_reason(
+    tmp_path: Path, make: Callable[..., object]
+) -> None:
+    """What the operating system will not have (no permission, too long a name) is our error with its reason, not a traceback."""
+    with pytest.raises(TokenRefusedError, match="cannot be used for a token: File name too long"):
+        make(tmp_path / ("x" * 300), label="custody")
+
+
+def test_opening_where_there_is_nothing_says_so(tmp_path: Path) -> None:
+    """An absent token is told apart from a damaged one."""
+    with pytest.raises(TokenRefusedError, match="There is no token in"):
+        open_token(tmp_path / "none")
 
 
 @pytest.mark.parametrize("label", ["", "x" * 33, "é" * 17, " custody", "two\nlines"])
