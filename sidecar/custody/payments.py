@@ -1,0 +1,437 @@
+"""Payments: made at most once each, and an unknown outcome is said to be unknown.
+
+`initiate` is the story: claim and intent, prepare all that can fail here, dispatch record under a signed checkpoint, one bounded
+send, outcome. The rules and the reasons for each: docs/reliability.md. What finds out unknown outcomes is `reconcile`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from uuid import uuid4
+
+from sidecar.connectors.base import (
+    Connector,
+    InitiationAccepted,
+    InitiationReading,
+    InitiationRefused,
+    InitiationUnknown,
+)
+from sidecar.custody.access import check_same_request, connector_for, consent_for, request_digest
+from sidecar.custody.owned_tasks import OwnedTasks
+from sidecar.custody.provider_calls import sign_request
+from sidecar.custody.rendered import encode_request
+from sidecar.custody.tokens import Access, Tokens
+from sidecar.domain.account import PsuContext
+from sidecar.domain.audit import AuditDraft, AuditEvent, AuditOutcome
+from sidecar.domain.caller import Caller
+from sidecar.domain.consent import AccountReference, Consent, Purpose
+from sidecar.domain.ids import ConsentId, OwnerId, PaymentId, ProviderId, RequestId, new_payment_id
+from sidecar.domain.money import Money
+from sidecar.domain.payment import (
+    TERMINAL,
+    IdempotencyClass,
+    Payment,
+    PaymentInstruction,
+    PaymentProduct,
+    PaymentState,
+)
+from sidecar.domain.provider import Answer, NotSent, ProviderRequest, SendOutcome
+from sidecar.domain.text import check_iban, check_sepa_text
+from sidecar.errors import (
+    FieldViolation,
+    InvalidField,
+    NotFound,
+    PreconditionFailed,
+    Refused,
+    StaleVersion,
+    Unavailable,
+)
+from sidecar.ports import Claim, Clock, Hsm, PaymentFilter, Prepared, Store, TokenEgress
+
+__all__ = ["NETWORK_LIFE_SECONDS", "InitiatePayment", "Payments", "payment_draft", "reading_of"]
+
+# How long a run may take from the intent to the dispatch record before another run may take the payment over or give it up.
+INTENT_SECONDS = 60.0
+# After the send deadline nothing of ours is on its way out; this long after it, nothing is on its way through the network.
+NETWORK_LIFE_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InitiatePayment:
+    """`debtor_account` may be left out where the consent names exactly one account."""
+
+    consent: ConsentId
+    owner: OwnerId
+    request_id: RequestId
+    amount: Money
+    creditor_account: AccountReference
+    creditor_name: str
+    product: PaymentProduct
+    debtor_account: AccountReference | None = None
+    remittance_information: str = ""
+    end_to_end_id: str = ""
+    psu: PsuContext | None = None
+
+
+class Payments:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        egress: TokenEgress,
+        hsm: Hsm,
+        clock: Clock,
+        connectors: Mapping[ProviderId, Connector],
+        tokens: Tokens,
+        tasks: OwnedTasks,
+    ) -> None:
+        self._store = store
+        self._egress = egress
+        self._hsm = hsm
+        self._clock = clock
+        self._connectors = connectors
+        self._tokens = tokens
+        self._tasks = tasks
+        self._running: set[PaymentId] = set()
+
+    # -- the story
+
+    async def initiate(self, caller: Caller, request: InitiatePayment) -> Payment:
+        """The payment as it stands after one try; with an earlier request id, that payment as it stands.
+
+        Raises InvalidField, NotFound, Refused, PreconditionFailed (nothing was and will be sent), Conflict (the request id was
+        used for another payment) and Unavailable (nothing was sent; the same request id goes on with the same payment).
+        """
+        consent = await consent_for(self._store, caller, request.consent, request.owner)
+        claim = _claim(caller, request)
+        earlier = await self._store.claim(caller.workload, request.request_id)
+        if earlier is None:
+            connector = connector_for(self._connectors, consent.provider)
+            instruction = self._check(caller, consent, connector, request)
+            payment = self._intend(caller, consent, connector, request, instruction, claim)
+            draft = payment_draft(payment, consent, AuditEvent.PAYMENT_INTENT, AuditOutcome.INTENDED)
+            earlier = await self._store.claim_payment(payment, claim, draft)
+            if earlier is None:
+                return await self._tasks.run(self._drive(payment, consent, request.psu))
+        check_same_request(earlier, claim)
+        return await self._go_on(PaymentId(earlier.resource), consent, request.psu)
+
+    async def _go_on(self, payment_id: PaymentId, consent: Consent, psu: PsuContext | None) -> Payment:
+        """A repeat: the payment as it stands; where nothing was sent and nobody is at it, the same payment goes on."""
+        payment = await self._existing(payment_id)
+        if payment.state is not PaymentState.INTENT or payment.id in self._running:
+            return payment
+        taken = payment.to(
+            PaymentState.INTENT,
+            now=self._clock.now(),
+            epoch=payment.epoch + 1,
+            next_attempt_time=self._in(INTENT_SECONDS),
+        )
+        draft = payment_draft(taken, consent, AuditEvent.PAYMENT_INTENT, AuditOutcome.INTENDED)
+        try:
+            await self._store.change_payment(
+                taken, expected_states=frozenset({PaymentState.INTENT}), expected_epoch=payment.epoch, audit=[draft]
+            )
+        except StaleVersion:
+            return await self._existing(payment_id)
+        return await self._tasks.run(self._drive(taken, consent, psu))
+
+    async def _drive(self, payment: Payment, consent: Consent, psu: PsuContext | None) -> Payment:
+        """From the intent to a recorded outcome. Until the dispatch record nothing has left; after it nothing is repeated."""
+        self._running.add(payment.id)
+        try:
+            connector = self._connectors[consent.provider]
+            consent.check_usable(Purpose.PAYMENTS, self._clock.now())
+            access = await self._tokens.access(consent)
+            unsigned = connector.initiate_payment(
+                access.consent, payment.instruction, bank_key=payment.bank_key, psu=psu, call_id=payment.bank_key
+            )
+            request = await sign_request(self._hsm, unsigned)
+            prepared = await self.prepare(request, access, connector)
+            dispatched = payment.to(
+                PaymentState.DISPATCHED,
+                now=self._clock.now(),
+                attempts=1,
+                rendered_request=encode_request(request),
+                dispatch_time=payment.dispatch_time or self._clock.now(),
+                send_deadline_time=self._in(connector.descriptor.payments.send_seconds),
+                next_attempt_time=self._in(connector.descriptor.payments.send_seconds + NETWORK_LIFE_SECONDS),
+            )
+            outcome = await self.dispatch(dispatched, access.consent, prepared, connector)
+            return await self._record(dispatched, access.consent, connector, outcome)
+        finally:
+            self._running.discard(payment.id)
+
+    async def prepare(self, request: ProviderRequest, access: Access, connector: Connector) -> Prepared:
+        return await self._egress.prepare(
+            request,
+            wrapped_data_key=access.consent.wrapped_data_key,
+            secrets=[access.secret],
+            deadline_seconds=connector.descriptor.call_seconds,
+        )
+
+    async def dispatch(
+        self, dispatched: Payment, consent: Consent, prepared: Prepared, connector: Connector
+    ) -> SendOutcome:
+        """The dispatch record under a signed checkpoint, and only then the one send that it permits."""
+        draft = payment_draft(
+            dispatched,
+            consent,
+            AuditEvent.PAYMENT_DISPATCHED,
+            AuditOutcome.INTENDED,
+            detail=request_digest(dispatched.rendered_request),
+        )
+        expected_epoch = dispatched.epoch - (1 if dispatched.state is PaymentState.RECONCILING else 0)
+        try:
+            permit = await self._store.record_dispatch(dispatched, expected_epoch=expected_epoch, audit=draft)
+        except BaseException:
+            await self._egress.discard(prepared)
+            raise
+        return await self._egress.send(prepared, permit, deadline_seconds=connector.descriptor.payments.send_seconds)
+
+    async def _record(
+        self, dispatched: Payment, consent: Consent, connector: Connector, outcome: SendOutcome
+    ) -> Payment:
+        if isinstance(outcome, NotSent):
+            await self._back_to_intent(dispatched, consent, outcome)
+            raise Unavailable(
+                "PROVIDER_UNAVAILABLE", "nothing was sent to the provider; repeat with the same request id"
+            )
+        after = self.after(dispatched, connector, reading_of(outcome, connector, dispatched))
+        return await self.write_outcome(dispatched, after, consent)
+
+    async def _back_to_intent(self, dispatched: Payment, consent: Consent, outcome: NotSent) -> None:
+        """Egress proves that this permit's request never began: the same payment may go on under a new permit."""
+        intent = dispatched.to(
+            PaymentState.INTENT,
+            now=self._clock.now(),
+            epoch=dispatched.epoch + 1,
+            attempts=0,
+            status_reason=outcome.code,
+            next_attempt_time=self._in(INTENT_SECONDS),
+        )
+        draft = payment_draft(intent, consent, AuditEvent.PAYMENT_OUTCOME, AuditOutcome.FAILED, reason="NOT_SENT")
+        await self._store.change_payment(
+            intent, expected_states=frozenset({dispatched.state}), expected_epoch=dispatched.epoch, audit=[draft]
+        )
+
+    def after(self, dispatched: Payment, connector: Connector, reading: InitiationReading) -> Payment:
+        """The payment after what its newest send brought back. The refusal of a repeat settles nothing (rule 9)."""
+        now = self._clock.now()
+        terms = connector.descriptor.payments
+        match reading:
+            case InitiationAccepted():
+                state = _initial(reading.reading.state)
+                return dispatched.to(
+                    state,
+                    now=now,
+                    provider_payment_id=reading.provider_payment_id,
+                    provider_status=reading.reading.provider_status,
+                    authorisation_uri=reading.reading.authorisation_uri,
+                    status_reason="",
+                    next_attempt_time=None if state in TERMINAL else self._in(terms.first_poll_seconds),
+                )
+            case InitiationRefused() if dispatched.state is PaymentState.DISPATCHED:
+                return dispatched.to(PaymentState.REJECTED, now=now, status_reason=reading.code, next_attempt_time=None)
+            case InitiationRefused() | InitiationUnknown():
+                return dispatched.to(
+                    PaymentState.RECONCILING,
+                    now=now,
+                    epoch=dispatched.epoch + 1,
+                    status_reason=reading.code,
+                    next_attempt_time=self._in(min(2.0 ** max(dispatched.attempts - 1, 0), terms.longest_poll_seconds)),
+                )
+
+    async def write_outcome(self, before: Payment, after: Payment, consent: Consent) -> Payment:
+        """Writes `after` where nobody has taken the payment over; gives what stands in the store afterwards."""
+        draft = payment_draft(
+            after, consent, AuditEvent.PAYMENT_OUTCOME, _audit_outcome(after.state), reason=_reason(after.status_reason)
+        )
+        try:
+            await self._store.change_payment(
+                after, expected_states=frozenset({before.state}), expected_epoch=before.epoch, audit=[draft]
+            )
+        except StaleVersion:
+            return await self._existing(before.id)  # fenced off: whoever took over writes the outcome
+        return after
+
+    # -- read
+
+    async def get(self, caller: Caller, payment_id: PaymentId, owner: OwnerId | None) -> Payment:
+        if owner is not None and not caller.is_administrator:
+            caller.check_owner(owner)
+        payment = await self._store.payment(payment_id)
+        allowed = payment is not None and (
+            caller.is_administrator or (payment.caller == caller.workload and owner == payment.owner)
+        )
+        if payment is None or not allowed or (owner is not None and owner != payment.owner):
+            raise NotFound("PAYMENT_NOT_FOUND", "there is no such payment for this owner")
+        return payment
+
+    async def list(self, caller: Caller, where: PaymentFilter, *, after: str, limit: int) -> Sequence[Payment]:
+        if not caller.is_administrator:
+            if where.owner is None:
+                raise InvalidField(FieldViolation(field="owner", rule="required", description="must name the owner"))
+            caller.check_owner(where.owner)
+            where = replace(where, caller=caller.workload)
+        return await self._store.payments(where, after=after, limit=limit)
+
+    def is_running(self, payment_id: PaymentId) -> bool:
+        return payment_id in self._running
+
+    # -- parts
+
+    def _check(
+        self, caller: Caller, consent: Consent, connector: Connector, request: InitiatePayment
+    ) -> PaymentInstruction:
+        """The instruction, if policy, consent and form allow it. Nothing is written before this has passed."""
+        caller.check_provider(consent.provider)
+        caller.check_purposes(frozenset({Purpose.PAYMENTS}))
+        if request.amount.minor_units <= 0:
+            raise _violation("amount", "positive", "must be more than zero")
+        caller.check_amount(request.amount)
+        consent.check_usable(Purpose.PAYMENTS, self._clock.now())
+        _check_limit(consent, request.amount)
+        if request.product not in connector.descriptor.payments.products:
+            raise _violation("product", "provider", "must be a payment product that the provider offers")
+        debtor = _debtor(consent, request)
+        check_iban(request.creditor_account.iban, field="creditor_account.iban")
+        if request.creditor_account.iban == debtor.iban:
+            raise _violation("creditor_account.iban", "other_account", "must not be the account that pays")
+        return PaymentInstruction(
+            amount=request.amount,
+            creditor_account=request.creditor_account,
+            creditor_name=check_sepa_text(request.creditor_name, field="creditor_name", min_length=1, max_length=70),
+            debtor_account=debtor,
+            product=request.product,
+            remittance_information=check_sepa_text(
+                request.remittance_information, field="remittance_information", max_length=140
+            ),
+            end_to_end_id=check_sepa_text(request.end_to_end_id, field="end_to_end_id", max_length=35),
+        )
+
+    def _intend(
+        self,
+        caller: Caller,
+        consent: Consent,
+        connector: Connector,
+        request: InitiatePayment,
+        instruction: PaymentInstruction,
+        claim: Claim,
+    ) -> Payment:
+        now = self._clock.now()
+        return Payment(
+            id=PaymentId(claim.resource),
+            caller=caller.workload,
+            request_id=request.request_id,
+            consent=consent.id,
+            owner=consent.owner,
+            provider=consent.provider,
+            instruction=instruction,
+            state=PaymentState.INTENT,
+            idempotency_class=IdempotencyClass(connector.descriptor.payments.idempotency.class_),
+            bank_key=str(uuid4()),
+            create_time=now,
+            update_time=now,
+            next_attempt_time=self._in(INTENT_SECONDS),
+        )
+
+    async def _existing(self, payment_id: PaymentId) -> Payment:
+        payment = await self._store.payment(payment_id)
+        if payment is None:
+            raise NotFound("PAYMENT_NOT_FOUND", "there is no such payment for this owner")
+        return payment
+
+    def _in(self, seconds: float) -> datetime:
+        return self._clock.now() + timedelta(seconds=seconds)
+
+
+def _claim(caller: Caller, request: InitiatePayment) -> Claim:
+    debtor = request.debtor_account or AccountReference(iban="")
+    digest = request_digest(
+        request.consent,
+        request.owner,
+        f"{request.amount.currency_code} {request.amount.minor_units}",
+        f"{debtor.iban}/{debtor.currency_code}",
+        f"{request.creditor_account.iban}/{request.creditor_account.currency_code}",
+        request.creditor_name,
+        request.product,
+        request.remittance_information,
+        request.end_to_end_id,
+    )
+    return Claim(
+        caller=caller.workload,
+        request_id=request.request_id,
+        method="InitiatePayment",
+        digest=digest,
+        resource=new_payment_id(),
+    )
+
+
+def reading_of(outcome: SendOutcome, connector: Connector, payment: Payment) -> InitiationReading:
+    """What a send brought back. Only a complete answer can say yes or no."""
+    if not isinstance(outcome, Answer):
+        return InitiationUnknown(code=outcome.code)
+    return connector.read_initiation(outcome, call_id=payment.bank_key)
+
+
+def payment_draft(
+    payment: Payment,
+    consent: Consent | None,
+    event: AuditEvent,
+    outcome: AuditOutcome,
+    *,
+    reason: str = "",
+    detail: bytes = b"",
+) -> AuditDraft:
+    return AuditDraft(
+        event=event,
+        outcome=outcome,
+        caller=payment.caller,
+        provider=payment.provider,
+        consent=payment.consent,
+        payment=payment.id,
+        subject=consent.subject() if consent else b"",
+        epoch=payment.epoch,
+        reason=reason,
+        detail_digest=detail,
+    )
+
+
+def _initial(state: PaymentState) -> PaymentState:
+    """A payment that the very answer to its initiation calls refused or cancelled was never accepted."""
+    return PaymentState.REJECTED if state in (PaymentState.REJECTED_LATE, PaymentState.CANCELLED) else state
+
+
+def _audit_outcome(state: PaymentState) -> AuditOutcome:
+    if state in (PaymentState.REJECTED, PaymentState.REJECTED_LATE, PaymentState.CANCELLED):
+        return AuditOutcome.REFUSED
+    return AuditOutcome.UNKNOWN if state is PaymentState.RECONCILING else AuditOutcome.SUCCEEDED
+
+
+def _reason(code: str) -> str:
+    """Reasons in the log have no digits: HTTP_500 becomes HTTP, the row has the whole."""
+    return "".join(character for character in code if character == "_" or "A" <= character <= "Z").strip("_")[:63]
+
+
+def _debtor(consent: Consent, request: InitiatePayment) -> AccountReference:
+    if request.debtor_account is None:
+        if len(consent.accounts) != 1:
+            raise _violation(
+                "debtor_account", "required", "must be named, because the consent covers more than one account"
+            )
+        return consent.accounts[0]
+    check_iban(request.debtor_account.iban, field="debtor_account.iban")
+    if not consent.covers_account(request.debtor_account.iban):
+        raise PreconditionFailed("ACCOUNT_NOT_CONSENTED", "the consent does not cover the account that is to pay")
+    return request.debtor_account
+
+
+def _check_limit(consent: Consent, amount: Money) -> None:
+    limit = consent.payment_limit
+    if limit and (limit.currency_code != amount.currency_code or amount.minor_units > limit.minor_units):
+        raise Refused("LIMIT_EXCEEDED", "the consent does not allow a payment of this amount")
+
+
+def _violation(field: str, rule: str, description: str) -> InvalidField:
+    return InvalidField(FieldViolation(field=field, rule=rule, description=description))

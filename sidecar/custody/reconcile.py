@@ -1,0 +1,210 @@
+"""Finding out what became of payments, by the provider's class, fenced by the epoch.
+
+Nothing here ever makes a new payment: a class A provider gets the identical bytes under the same key within its window; everything
+else goes to a human. "Not found" and the refusal of a repeat settle nothing.
+"""
+
+import asyncio
+from collections.abc import Coroutine, Mapping
+from datetime import datetime, timedelta
+
+from sidecar.connectors.base import Connector, InitiationUnknown, PaymentReading, Problem, ProblemKind
+from sidecar.custody.payments import NETWORK_LIFE_SECONDS, Payments, payment_draft, reading_of
+from sidecar.custody.provider_calls import answer_of, new_call_id, problem_error, sign_request
+from sidecar.custody.rendered import decode_request
+from sidecar.custody.tokens import Access, Tokens
+from sidecar.domain.audit import AuditEvent, AuditOutcome
+from sidecar.domain.consent import Consent, Purpose
+from sidecar.domain.ids import ProviderId
+from sidecar.domain.payment import TERMINAL, IdempotencyClass, Payment, PaymentState
+from sidecar.domain.provider import NotSent
+from sidecar.errors import CustodyError, Internal, StaleVersion, Unavailable
+from sidecar.ports import Clock, Hsm, Store, TokenEgress
+
+__all__ = ["Reconciler"]
+
+
+class Reconciler:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        egress: TokenEgress,
+        hsm: Hsm,
+        clock: Clock,
+        connectors: Mapping[ProviderId, Connector],
+        tokens: Tokens,
+        payments: Payments,
+    ) -> None:
+        self._store = store
+        self._egress = egress
+        self._hsm = hsm
+        self._clock = clock
+        self._connectors = connectors
+        self._tokens = tokens
+        self._payments = payments
+
+    async def run_due(self, *, limit: int = 50) -> int:
+        """One step for every payment whose time has come; returns how many there were.
+
+        Raises the first error of a step that could not even be put off, after all steps were tried.
+        """
+        due = await self._store.due_payments(self._clock.now(), limit=limit)
+        steps = [self.step(payment) for payment in due if not self._payments.is_running(payment.id)]
+        for result in await asyncio.gather(*steps, return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
+        return len(due)
+
+    async def step(self, payment: Payment) -> None:
+        """One step for one payment. A step that cannot be made now is put off, never dropped."""
+        try:
+            match payment.state:
+                case PaymentState.INTENT:
+                    await self._abandon(payment)
+                case PaymentState.DISPATCHED:
+                    await self._take_over(payment)
+                case PaymentState.RECONCILING:
+                    await self._put_off_on_error(payment, self._reconcile(payment))
+                case PaymentState.ACCEPTED | PaymentState.AWAITING_AUTHORISATION:
+                    await self._put_off_on_error(payment, self._follow(payment))
+                case _:
+                    raise Internal
+        except StaleVersion:
+            return  # another sidecar was faster; the row has its own next time
+
+    async def _abandon(self, payment: Payment) -> None:
+        """Nothing was sent, and nobody has gone on with it in time."""
+        abandoned = payment.to(
+            PaymentState.ABANDONED, now=self._clock.now(), status_reason="NOT_SENT", next_attempt_time=None
+        )
+        await self._change(payment, abandoned, AuditEvent.PAYMENT_ABANDONED, AuditOutcome.FAILED)
+
+    async def _take_over(self, payment: Payment) -> None:
+        """The run that dispatched it is gone, and nothing of its send can still be under way."""
+        reconciling = payment.to(
+            PaymentState.RECONCILING,
+            now=self._clock.now(),
+            epoch=payment.epoch + 1,
+            status_reason="SENDER_LOST",
+            next_attempt_time=self._clock.now(),
+        )
+        await self._change(payment, reconciling, AuditEvent.PAYMENT_RECONCILING, AuditOutcome.UNKNOWN)
+
+    async def _reconcile(self, payment: Payment) -> None:
+        if payment.idempotency_class is IdempotencyClass.KEY_WITH_WINDOW and self._window_is_open(payment):
+            await self._repeat(payment)
+        else:
+            await self._hand_over(payment)
+
+    def _window_is_open(self, payment: Payment) -> bool:
+        idempotency = self._connectors[payment.provider].descriptor.payments.idempotency
+        if payment.dispatch_time is None or idempotency.window_seconds is None:
+            return False
+        usable = timedelta(seconds=idempotency.window_seconds - idempotency.margin_seconds)
+        return self._clock.now() < payment.dispatch_time + usable
+
+    async def _repeat(self, payment: Payment) -> None:
+        """Class A: the identical bytes under the same key, on a new permit."""
+        connector = self._connectors[payment.provider]
+        access = await self._access(payment)
+        prepared = await self._payments.prepare(decode_request(payment.rendered_request), access, connector)
+        seconds = connector.descriptor.payments.send_seconds
+        repeated = payment.to(
+            PaymentState.RECONCILING,
+            now=self._clock.now(),
+            epoch=payment.epoch + 1,
+            attempts=payment.attempts + 1,
+            send_deadline_time=self._clock.now() + timedelta(seconds=seconds),
+            next_attempt_time=self._clock.now() + timedelta(seconds=seconds + NETWORK_LIFE_SECONDS),
+        )
+        outcome = await self._payments.dispatch(repeated, access.consent, prepared, connector)
+        reading = (
+            InitiationUnknown(code=outcome.code)
+            if isinstance(outcome, NotSent)
+            else reading_of(outcome, connector, payment)
+        )
+        after = self._payments.after(repeated, connector, reading)
+        await self._payments.write_outcome(repeated, after, access.consent)
+
+    async def _hand_over(self, payment: Payment) -> None:
+        """No machine can find this out safely: a human asks the bank."""
+        flagged = payment.to(PaymentState.NEEDS_ATTENTION, now=self._clock.now(), next_attempt_time=None)
+        await self._change(payment, flagged, AuditEvent.PAYMENT_NEEDS_ATTENTION, AuditOutcome.UNKNOWN)
+
+    async def _follow(self, payment: Payment) -> None:
+        """The status of a payment that the bank has; a status that cannot be read changes nothing."""
+        connector = self._connectors[payment.provider]
+        reading = await self._read_status(payment, connector)
+        now = self._clock.now()
+        age = (now - payment.create_time).total_seconds()
+        terms = connector.descriptor.payments
+        wait = min(max(terms.first_poll_seconds, age / 4), terms.longest_poll_seconds)
+        followed = payment.to(
+            reading.state,
+            now=now,
+            provider_status=reading.provider_status,
+            authorisation_uri=reading.authorisation_uri,
+            next_attempt_time=None if reading.state in TERMINAL else now + timedelta(seconds=wait),
+        )
+        unchanged = reading.state is payment.state and reading.provider_status == payment.provider_status
+        outcome = AuditOutcome.SUCCEEDED if not unchanged else AuditOutcome.UNKNOWN
+        await self._change(payment, followed, AuditEvent.PAYMENT_STATUS, outcome)
+
+    async def _read_status(self, payment: Payment, connector: Connector) -> PaymentReading:
+        access = await self._access(payment)
+        call_id = new_call_id()
+        request = await sign_request(self._hsm, connector.payment_status(payment, call_id=call_id))
+        await self._store.record([payment_draft(payment, access.consent, AuditEvent.TOKEN_USE, AuditOutcome.INTENDED)])
+        outcome = await self._egress.call(
+            request,
+            wrapped_data_key=access.consent.wrapped_data_key,
+            secrets=[access.secret],
+            deadline_seconds=connector.descriptor.call_seconds,
+        )
+        reading = connector.read_payment_status(answer_of(outcome), call_id=call_id)
+        if not isinstance(reading, Problem):
+            return reading.value
+        if reading.kind is ProblemKind.TOKEN_EXPIRED:
+            await self._tokens.access(access.consent, refuse_older_than=access.secret.secret.row_version)
+        raise problem_error(reading)
+
+    async def _access(self, payment: Payment) -> Access:
+        consent = await self._store.consent(payment.consent)
+        if consent is None:
+            raise Internal
+        consent.check_usable(Purpose.PAYMENTS, self._clock.now())
+        return await self._tokens.access(consent)
+
+    async def _put_off_on_error(self, payment: Payment, step: Coroutine[None, None, None]) -> None:
+        """What may pass is tried again later. Where it cannot pass (the consent has ended) a human is asked about an unknown
+        outcome, and a payment that the bank has is followed no further."""
+        try:
+            await step
+        except StaleVersion:
+            raise
+        except Unavailable as error:
+            await self._put_off(payment, error, self._clock.now() + timedelta(seconds=self._longest_poll(payment)))
+        except CustodyError as error:
+            if payment.state is PaymentState.RECONCILING:
+                await self._hand_over(payment)
+            else:
+                await self._put_off(payment, error, None)
+
+    async def _put_off(self, payment: Payment, error: CustodyError, until: datetime | None) -> None:
+        later = payment.to(payment.state, now=self._clock.now(), next_attempt_time=until)
+        await self._change(payment, later, AuditEvent.PAYMENT_STATUS, AuditOutcome.UNKNOWN, reason=error.reason)
+
+    def _longest_poll(self, payment: Payment) -> float:
+        return self._connectors[payment.provider].descriptor.payments.longest_poll_seconds
+
+    async def _change(
+        self, before: Payment, after: Payment, event: AuditEvent, outcome: AuditOutcome, *, reason: str = ""
+    ) -> None:
+        consent: Consent | None = await self._store.consent(before.consent)
+        await self._store.change_payment(
+            after,
+            expected_states=frozenset({before.state}),
+            expected_epoch=before.epoch,
+            audit=[payment_draft(after, consent, event, outcome, reason=reason)],
+        )

@@ -1,0 +1,217 @@
+"""A consent's tokens: which one to use, and replacing them before they end.
+
+Rules: one refresher per consent in this process (single flight) and across processes (lease with an epoch); the intent is on
+record before the call; the new pair is stored before it is used; the old pair stays until the pair after the next replaces it;
+a refresh whose outcome is unknown is never reported as failed: the old access token goes on while it lives.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+from sidecar.connectors.base import Connector
+from sidecar.connectors.descriptor import origin_of
+from sidecar.custody.owned_tasks import OwnedTasks
+from sidecar.custody.provider_calls import new_assertion_id, sign_request
+from sidecar.domain.audit import AuditDraft, AuditEvent, AuditOutcome
+from sidecar.domain.consent import Consent, ConsentState
+from sidecar.domain.ids import ConsentId, ProviderId
+from sidecar.domain.provider import TokenGrant, TokensRefused
+from sidecar.domain.secrets import SealedSecret, SecretContext, SecretKind
+from sidecar.errors import Corrupt, StaleVersion, Unavailable
+from sidecar.ports import Clock, ConsentSecrets, Hsm, OpenSecret, SecretsChange, Store, TokenEgress
+
+__all__ = ["Access", "Tokens", "granted_secrets"]
+
+_LEASE_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """A consent as it stands now, with the sealed access token to use."""
+
+    consent: Consent
+    secret: OpenSecret
+
+
+class Tokens:
+    def __init__(
+        self,
+        *,
+        cluster: str,
+        instance: str,
+        store: Store,
+        egress: TokenEgress,
+        hsm: Hsm,
+        clock: Clock,
+        connectors: Mapping[ProviderId, Connector],
+        tasks: OwnedTasks,
+    ) -> None:
+        self._cluster = cluster
+        self._instance = instance
+        self._store = store
+        self._egress = egress
+        self._hsm = hsm
+        self._clock = clock
+        self._connectors = connectors
+        self._tasks = tasks
+        self._flights: dict[ConsentId, asyncio.Task[None]] = {}
+
+    def access_context(self, consent: Consent, row_version: int) -> SecretContext:
+        api = self._connectors[consent.provider].descriptor.api
+        return self._context(consent, origin_of(api), row_version)
+
+    def refresh_context(self, consent: Consent, row_version: int) -> SecretContext:
+        """Also that of the PKCE verifier: both go to the token endpoint."""
+        endpoint = self._connectors[consent.provider].descriptor.oauth.token_endpoint
+        return self._context(consent, origin_of(endpoint), row_version)
+
+    async def access(self, consent: Consent, *, refuse_older_than: int = 0) -> Access:
+        """The access token to use now, refreshed first where half of its life is over.
+
+        `refuse_older_than` is a row version that the provider has just refused as expired.
+        Raises PreconditionFailed where the consent has ended, Unavailable where no living token is to be had now.
+        """
+        secrets = await self._store.secrets(consent.id)
+        newest = secrets.newest(SecretKind.ACCESS_TOKEN)
+        if newest is None:
+            raise Corrupt("ENVELOPE_CORRUPT", "an active consent has no access token")
+        expired = newest.row_version <= refuse_older_than or self._is_expired(consent)
+        if expired or self._is_due(consent):
+            consent, secrets = await self._refreshed(consent, secrets, must=expired)
+            newest = secrets.newest(SecretKind.ACCESS_TOKEN) or newest
+        return Access(
+            consent=consent,
+            secret=OpenSecret(secret=newest, context=self.access_context(consent, newest.row_version)),
+        )
+
+    async def mark_ended(self, consent: Consent, *, reason: str) -> None:
+        """The provider no longer honours the consent: say so to everybody, once."""
+        draft = self._draft(consent, AuditEvent.CONSENT_NEEDS_REAUTHORISATION, AuditOutcome.SUCCEEDED, reason=reason)
+        try:
+            await self._store.change_consent(
+                consent.to(ConsentState.NEEDS_REAUTHORISATION, failure_reason=reason), audit=[draft]
+            )
+        except StaleVersion:
+            return  # somebody else changed it first; whoever reads it next sees what it is now
+
+    async def _refreshed(
+        self, consent: Consent, secrets: ConsentSecrets, *, must: bool
+    ) -> tuple[Consent, ConsentSecrets]:
+        if secrets.newest(SecretKind.REFRESH_TOKEN) is None:
+            if must:
+                await self.mark_ended(consent, reason="NO_REFRESH_TOKEN")
+                raise consent.to(ConsentState.NEEDS_REAUTHORISATION).not_active()
+            return consent, secrets
+        await self._join_flight(consent)
+        latest = await self._store.consent(consent.id)
+        if latest is None or latest.state is not ConsentState.ACTIVE:
+            raise (latest or consent.to(ConsentState.REVOKED)).not_active()
+        if must and latest.version == consent.version:
+            raise Unavailable(
+                "PROVIDER_UNAVAILABLE", "the access token has expired and could not be renewed yet; try again"
+            )
+        return latest, await self._store.secrets(consent.id)
+
+    async def _join_flight(self, consent: Consent) -> None:
+        flight = self._flights.get(consent.id)
+        if flight is None:
+            flight = asyncio.ensure_future(self._tasks.run(self._refresh(consent)))
+            self._flights[consent.id] = flight
+            flight.add_done_callback(lambda _: self._flights.pop(consent.id, None))
+        await asyncio.shield(flight)
+
+    async def _refresh(self, consent: Consent) -> None:
+        """One refresh under the lease; leaves the new pair, or a consent marked as ended, or everything as it was."""
+        now = self._clock.now()
+        draft = self._draft(consent, AuditEvent.TOKEN_REFRESH_INTENT, AuditOutcome.INTENDED)
+        epoch = await self._store.take_refresh_lease(
+            consent.id, holder=self._instance, now=now, seconds=_LEASE_SECONDS, audit=draft
+        )
+        if epoch is None:
+            return  # another sidecar is at it
+        try:
+            current = await self._store.consent(consent.id)
+            if current is not None and current.version == consent.version:
+                await self._refresh_under_lease(current)
+        finally:
+            await self._store.release_refresh_lease(consent.id, epoch=epoch)
+
+    async def _refresh_under_lease(self, consent: Consent) -> None:
+        secrets = await self._store.secrets(consent.id)
+        refresh_token = secrets.newest(SecretKind.REFRESH_TOKEN)
+        if refresh_token is None:
+            return
+        connector = self._connectors[consent.provider]
+        row_version = max(secret.row_version for secret in secrets.secrets) + 1
+        unsigned = connector.refresh(now=self._clock.now(), assertion_id=new_assertion_id())
+        outcome = await self._egress.request_tokens(
+            await sign_request(self._hsm, unsigned),
+            wrapped_data_key=consent.wrapped_data_key,
+            secrets=[
+                OpenSecret(secret=refresh_token, context=self.refresh_context(consent, refresh_token.row_version))
+            ],
+            seal_access_as=self.access_context(consent, row_version),
+            seal_refresh_as=self.refresh_context(consent, row_version),
+            deadline_seconds=connector.descriptor.call_seconds,
+        )
+        match outcome:
+            case TokenGrant():
+                await self._save(consent, secrets, outcome, row_version)
+            case TokensRefused(error="invalid_grant"):
+                await self.mark_ended(consent, reason="REFRESH_REFUSED")
+            case _:
+                failed = AuditOutcome.FAILED if isinstance(outcome, TokensRefused) else AuditOutcome.UNKNOWN
+                await self._store.record([self._draft(consent, AuditEvent.TOKEN_REFRESH_FAILED, failed)])
+
+    async def _save(self, consent: Consent, secrets: ConsentSecrets, grant: TokenGrant, row_version: int) -> None:
+        """The new pair, before anybody uses it. Where the provider sent no refresh token the old one stays the newest."""
+        old = [secret for secret in secrets.secrets if secret.row_version < row_version - 1]
+        if grant.refresh_token is None:
+            old = [secret for secret in old if secret.kind is not SecretKind.REFRESH_TOKEN]
+        now = self._clock.now()
+        lifetime = grant.expires_in_seconds or self._connectors[consent.provider].descriptor.oauth.access_token_seconds
+        await self._store.change_consent(
+            consent.with_changes(access_issue_time=now, access_expire_time=now + timedelta(seconds=lifetime)),
+            secrets=SecretsChange(
+                put=granted_secrets(grant, row_version),
+                delete=tuple((secret.kind, secret.row_version) for secret in old),
+            ),
+            audit=[self._draft(consent, AuditEvent.TOKEN_REFRESHED, AuditOutcome.SUCCEEDED)],
+        )
+
+    def _is_expired(self, consent: Consent) -> bool:
+        return consent.access_expire_time is not None and self._clock.now() >= consent.access_expire_time
+
+    def _is_due(self, consent: Consent) -> bool:
+        if consent.access_issue_time is None or consent.access_expire_time is None:
+            return False
+        half_life = (consent.access_expire_time - consent.access_issue_time) / 2
+        return self._clock.now() >= consent.access_issue_time + half_life
+
+    def _context(self, consent: Consent, origin: str, row_version: int) -> SecretContext:
+        return SecretContext(
+            cluster=self._cluster,
+            owner=consent.owner,
+            consent=consent.id,
+            provider_origin=origin,
+            row_version=row_version,
+        )
+
+    def _draft(self, consent: Consent, event: AuditEvent, outcome: AuditOutcome, *, reason: str = "") -> AuditDraft:
+        return AuditDraft(
+            event=event,
+            outcome=outcome,
+            provider=consent.provider,
+            consent=consent.id,
+            subject=consent.subject(),
+            reason=reason,
+        )
+
+
+def granted_secrets(grant: TokenGrant, row_version: int) -> tuple[SealedSecret, ...]:
+    access = SealedSecret(kind=SecretKind.ACCESS_TOKEN, row_version=row_version, sealed=grant.access_token)
+    if grant.refresh_token is None:
+        return (access,)
+    return (access, SealedSecret(kind=SecretKind.REFRESH_TOKEN, row_version=row_version, sealed=grant.refresh_token))
