@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -72,3 +75,54 @@ def test_the_image_gets_no_tools() -> None:
     groups = _wanted([name for group in project["dependency-groups"].values() for name in group])
 
     assert groups & _pins("requirements.lock").keys() == set()
+
+
+def _imports(*folders: str) -> dict[str, set[str]]:
+    """The outer names of all modules that the files below these folders import, and which files do."""
+    found: dict[str, set[str]] = {}
+    for path in (path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))):
+        for node in ast.walk(ast.parse(path.read_text())):
+            for name in _imported(node):
+                found.setdefault(name.partition(".")[0], set()).add(str(path.relative_to(ROOT)))
+    return found
+
+
+def _imported(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+
+
+def _foreign(imports: dict[str, set[str]]) -> dict[str, set[str]]:
+    own = {"sidecar", "custody", "buf", "sandbox", "softhsm", "tests", "tools", "benchmarks"}
+    return {name: files for name, files in imports.items() if name not in sys.stdlib_module_names | own}
+
+
+def _unlocked(imports: dict[str, set[str]], allowed: set[str]) -> dict[str, set[str]]:
+    """Imported modules that come from no allowed package."""
+    providers = packages_distributions()
+    return {name: files for name, files in _foreign(imports).items() if not _wanted(providers.get(name, [])) & allowed}
+
+
+def test_the_sidecar_imports_only_what_it_asks_for() -> None:
+    """Each package that the product imports is one of its own dependencies, not something that came along with another."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+    assert _unlocked(_imports("sidecar"), _wanted(project["project"]["dependencies"])) == {}
+
+
+def test_everything_that_is_imported_anywhere_is_locked() -> None:
+    """Tests, sandbox and tools import nothing that a fresh clone would lack."""
+    local = {path.stem: set[str]() for path in (ROOT / "tests").rglob("*.py")}
+    imports = _imports("clients/python/src", "sandbox", "softhsm", "tests", "tools")
+
+    unlocked = _unlocked(
+        {name: files for name, files in imports.items() if name not in local}, set(_pins("requirements-dev.lock"))
+    )
+
+    assert unlocked == {}
+
+
+def test_the_set_up_needs_nothing_installed() -> None:
+    """What runs before anything is installed imports the standard library and itself."""
+    assert _foreign(_imports("softhsm", "tools/setup")) == {}
