@@ -1,0 +1,350 @@
+"""The configuration: one YAML file, checked whole, every mistake reported at once.
+
+Rules: unknown keys are refused; duplicates and aliases are refused; secrets appear only as names of files; a value that the
+command line (`--store.path=…`) or the environment (`CUSTODY_STORE_PATH=…`) gives under the same name overrides the file's.
+The structures below are the schema (docs/configuration.md); their names are the keys.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+import yaml
+from jsonschema import Draft202012Validator, ValidationError
+
+__all__ = [
+    "AddressKind",
+    "Configuration",
+    "ConfigurationError",
+    "HsmConfiguration",
+    "Listener",
+    "PolicyFile",
+    "ProviderConfiguration",
+    "load_configuration",
+    "load_policy",
+    "load_yaml",
+    "scalar_names",
+    "shown",
+]
+
+T = TypeVar("T")
+
+_NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+Name = Annotated[str, msgspec.Meta(pattern=_NAME, description="1 to 63 of a-z, 0-9 and inner '-'")]
+FilePath = Annotated[str, msgspec.Meta(pattern=r"^/[^\x00]*$", max_length=4096, description="an absolute path")]
+SpiffeId = Annotated[
+    str, msgspec.Meta(pattern=r"^spiffe://[a-z0-9._-]{1,255}(/[A-Za-z0-9._-]+)+$", max_length=2048)
+]  # SPIFFE ID standard, section 2
+HostPort = Annotated[str, msgspec.Meta(pattern=r"^(127\.0\.0\.1|\[::1\]|0\.0\.0\.0|\[::\]|localhost):[0-9]{1,5}$")]
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+
+AddressKind = Literal["api", "admin"]
+
+
+class ConfigurationError(Exception):
+    """Every mistake that was found, one per line, each with the key it is at."""
+
+    def __init__(self, mistakes: Sequence[str]) -> None:
+        super().__init__("\n".join(mistakes))
+        self.mistakes = tuple(mistakes)
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class Tls(_Section, frozen=True, kw_only=True):
+    """mTLS: callers are known by the SPIFFE ID (URI SAN) of a certificate that `client_ca_file` issued."""
+
+    certificate_file: FilePath
+    key_file: FilePath
+    client_ca_file: FilePath
+    trust_domain: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9._-]{1,255}$")]
+
+
+class Listener(_Section, frozen=True, kw_only=True):
+    """A socket. Exactly one of `tls` and `workload`: `workload` binds a Unix socket, which exactly one container mounts, to
+    one caller. `address` is `unix:/path` or HOST:PORT; HOST:PORT needs `tls`."""
+
+    address: Annotated[
+        str, msgspec.Meta(pattern=r"^(unix:/[^\x00]{1,107}|[^:/]+:[0-9]{1,5}|\[[0-9a-f:]+\]:[0-9]{1,5})$")
+    ]
+    surface: AddressKind
+    tls: Tls | None = None
+    workload: Name | None = None
+    mode: Literal["0600", "0660"] = "0600"
+
+
+class SqliteStore(_Section, frozen=True, kw_only=True):
+    path: FilePath
+    synchronous: Literal["FULL", "EXTRA"] = "FULL"
+
+
+class HsmConfiguration(_Section, frozen=True, kw_only=True):
+    """`keys_file` is what `python -m sidecar.hsm.provisioning` wrote: labels and ids, no secrets."""
+
+    module_path: FilePath
+    token_label: Annotated[str, msgspec.Meta(min_length=1, max_length=32)]
+    token_serial: Annotated[str, msgspec.Meta(min_length=1, max_length=16)]
+    pin_file: FilePath
+    keys_file: FilePath
+
+
+class ProviderConfiguration(_Section, frozen=True, kw_only=True):
+    """`descriptor` is a name of the built-in catalog or an absolute path. `client_key_file` is a TLS key in a file: only what
+    `allow_client_key_file: true` says by name is accepted, because keys belong into the HSM."""
+
+    id: Name
+    descriptor: Annotated[str, msgspec.Meta(pattern=r"^([a-z0-9-]{1,63}|/[^\x00]+\.yaml)$")]
+    ca_file: FilePath
+    client_certificate_file: FilePath | None = None
+    client_key_file: FilePath | None = None
+    allow_client_key_file: bool = False
+    signing_certificate_file: FilePath | None = None
+    client_assertion_key_id: Annotated[str, msgspec.Meta(max_length=128)] | None = None
+    variables: dict[str, str] = {}
+
+
+class LogConfiguration(_Section, frozen=True, kw_only=True):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Limits(_Section, frozen=True, kw_only=True):
+    """Per caller. `calls_per_second` with a burst of the same number of seconds' worth; `concurrent_calls` over all callers."""
+
+    calls_per_second: Annotated[float, msgspec.Meta(gt=0, le=100_000)] = 2000.0
+    concurrent_calls: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1000
+    message_bytes: Annotated[int, msgspec.Meta(ge=1024, le=4_194_304)] = 262_144
+
+
+class Configuration(_Section, frozen=True, kw_only=True):
+    cluster: Name
+    listeners: Annotated[tuple[Listener, ...], msgspec.Meta(min_length=1, max_length=32)]
+    operations_address: HostPort
+    policy_file: FilePath
+    store: SqliteStore
+    hsm: HsmConfiguration
+    providers: Annotated[tuple[ProviderConfiguration, ...], msgspec.Meta(min_length=1, max_length=1000)]
+    log: LogConfiguration = LogConfiguration()
+    limits: Limits = Limits()
+    shutdown_seconds: Seconds = 5.0
+
+
+class PolicyLimit(_Section, frozen=True, kw_only=True):
+    """The largest single payment in a currency, as decimal text."""
+
+    currency_code: Annotated[str, msgspec.Meta(pattern=r"^[A-Z]{3}$")]
+    amount: Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,12}(\.[0-9]{1,3})?$")]
+
+
+class PolicyWorkload(_Section, frozen=True, kw_only=True):
+    """`workload` is a SPIFFE ID or `workload:NAME` of a bound socket. `owners: any` or a list; there are no patterns."""
+
+    workload: Annotated[
+        str, msgspec.Meta(pattern=r"^(spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)+|workload:[a-z0-9-]{1,63})$")
+    ]
+    roles: Annotated[tuple[Literal["application", "administrator", "auditor"], ...], msgspec.Meta(min_length=1)]
+    purposes: tuple[Literal["accounts", "balances", "transactions", "payments", "signing"], ...] = ()
+    providers: tuple[Name, ...] = ()
+    owners: Literal["any"] | tuple[Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._:@-]{1,64}$")], ...] = ()
+    payment_limits: tuple[PolicyLimit, ...] = ()
+
+
+class PolicyFile(_Section, frozen=True, kw_only=True):
+    workloads: tuple[PolicyWorkload, ...]
+
+
+def load_configuration(
+    path: Path, *, flags: Mapping[str, str] | None = None, environment: Mapping[str, str] | None = None
+) -> Configuration:
+    """The configuration in `path`, overridden by the environment and then by flags.
+
+    Raises ConfigurationError with every mistake.
+    """
+    document = load_yaml(path)
+    overrides = {**_from_environment(environment or {}), **(flags or {})}
+    for dotted, text in overrides.items():
+        _override(document, dotted, text)
+    configuration = _checked(document, Configuration)
+    mistakes = _mistakes_between_fields(configuration)
+    if mistakes:
+        raise ConfigurationError(mistakes)
+    return configuration
+
+
+def load_policy(path: Path) -> PolicyFile:
+    """The policy file. Raises ConfigurationError with every mistake."""
+    policy = _checked(load_yaml(path), PolicyFile)
+    names = [entry.workload for entry in policy.workloads]
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise ConfigurationError([f"workloads: {name} stands more than once" for name in doubled])
+    return policy
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """One YAML document: a mapping, without duplicate keys, aliases or tags. Raises ConfigurationError."""
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise ConfigurationError([f"{path}: cannot be read ({error.strerror})"]) from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError([f"{path}: is not UTF-8 text"]) from error
+    if len(text) > 1_000_000:
+        raise ConfigurationError([f"{path}: is larger than 1 MB"])
+    try:
+        document = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader with more rules
+    except yaml.YAMLError as error:
+        raise ConfigurationError([f"{path}: {_yaml_problem(error)}"]) from error
+    if not isinstance(document, dict):
+        raise ConfigurationError([f"{path}: must be a mapping"])
+    return document
+
+
+def shown(configuration: Configuration) -> dict[str, Any]:
+    """The effective configuration as plain values. It holds names of files, never secrets."""
+    plain: dict[str, Any] = msgspec.to_builtins(configuration)
+    return plain
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader without aliases (they can grow without bound) and without duplicate keys (the last would win silently)."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"line {self.peek_event().start_mark.line + 1}: aliases are not supported")  # type: ignore[no-untyped-call]
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
+        mapping = super().construct_mapping(node, deep=deep)
+        if len(mapping) != len(node.value):
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: a key stands more than once in one mapping")
+        return mapping
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error)
+    return f"line {mark.line + 1}: {problem}" if mark else problem
+
+
+def _checked(document: object, kind: type[T]) -> T:
+    """`document` as `kind`. JSON Schema finds every mistake, not only the first; msgspec then makes the frozen values."""
+    schema = msgspec.json.schema(kind)
+    mistakes = sorted(
+        {
+            f"{_path(error.absolute_path)}: {_rule(error)}"
+            for error in Draft202012Validator(schema).iter_errors(document)
+        }
+    )
+    if mistakes:
+        raise ConfigurationError(mistakes)
+    try:
+        return msgspec.convert(document, kind)
+    except msgspec.ValidationError as error:
+        raise ConfigurationError([str(error)]) from error
+
+
+def _path(parts: Iterable[str | int]) -> str:
+    path = ""
+    for part in parts:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+    return path or "(top)"
+
+
+def _rule(error: ValidationError) -> str:
+    """What is wrong in our words: the value itself is not repeated, it may be a secret in the wrong place."""
+    match error.validator:
+        case "additionalProperties":
+            unknown = sorted(set(error.instance) - set(error.schema.get("properties", {})))
+            return f"unknown key: {', '.join(unknown)}"
+        case "required":
+            missing = [name for name in error.validator_value if name not in error.instance]
+            return f"missing key: {', '.join(missing)}"
+        case "type":
+            return f"must be of type {error.validator_value}"
+        case "enum":
+            return f"must be one of {', '.join(map(str, error.validator_value))}"
+        case "pattern":
+            return f"must match {error.validator_value}"
+        case "anyOf":
+            return "must have one of the forms that docs/configuration.md lists"
+        case _:
+            return f"must satisfy {error.validator} {error.validator_value}"
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """CUSTODY_STORE_PATH overrides store.path. Names that are no scalar of the schema are refused, as unknown keys are."""
+    scalars = {f"CUSTODY_{dotted.replace('.', '_').upper()}": dotted for dotted in scalar_names()}
+    given = {name: value for name, value in environment.items() if name.startswith("CUSTODY_") and name not in _OTHERS}
+    unknown = sorted(set(given) - set(scalars))
+    if unknown:
+        raise ConfigurationError([f"environment: {name} is no name of the configuration" for name in unknown])
+    return {scalars[name]: value for name, value in given.items()}
+
+
+# Variables of the command line client and the Python client, which may stand in the same environment.
+_OTHERS = frozenset({"CUSTODY_ADDRESS", "CUSTODY_FORMAT", "CUSTODY_TIMEOUT", "CUSTODY_MAX_RETRIES", "CUSTODY_CONFIG"})
+
+
+def scalar_names() -> tuple[str, ...]:
+    """The dotted names of all scalars that flags and the environment may override."""
+    return tuple(_scalars(Configuration, ""))
+
+
+def _scalars(kind: type[msgspec.Struct], prefix: str) -> Iterator[str]:
+    for field in msgspec.structs.fields(kind):
+        annotation = field.type
+        if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
+            yield from _scalars(annotation, f"{prefix}{field.name}.")
+        elif not str(annotation).startswith(("typing.Annotated[tuple", "tuple", "dict")):
+            yield prefix + field.name
+
+
+def _override(document: dict[str, Any], dotted: str, text: str) -> None:
+    if dotted not in scalar_names():
+        raise ConfigurationError([f"{dotted}: is no scalar of the configuration"])
+    *sections, name = dotted.split(".")
+    for section in sections:
+        document = document.setdefault(section, {})
+        if not isinstance(document, dict):
+            raise ConfigurationError([f"{section}: must be a mapping"])
+    document[name] = _plain(text)
+
+
+def _plain(text: str) -> str | int | float:
+    if re.fullmatch(r"[0-9]{1,15}", text):
+        return int(text)
+    return float(text) if re.fullmatch(r"[0-9]{1,15}\.[0-9]{1,6}", text) else text
+
+
+def _mistakes_between_fields(configuration: Configuration) -> list[str]:
+    mistakes = []
+    for index, listener in enumerate(configuration.listeners):
+        where = f"listeners[{index}]"
+        if (listener.tls is None) == (listener.workload is None):
+            mistakes.append(f"{where}: must have exactly one of tls and workload")
+        if listener.workload is not None and not listener.address.startswith("unix:"):
+            mistakes.append(f"{where}: workload needs a Unix socket: whoever reaches a port could use it")
+    addresses = [listener.address for listener in configuration.listeners]
+    mistakes += [f"listeners: {address} stands more than once" for address in sorted(_doubled(addresses))]
+    mistakes += [
+        f"providers: {name} stands more than once" for name in sorted(_doubled(p.id for p in configuration.providers))
+    ]
+    for index, provider in enumerate(configuration.providers):
+        mistakes += [f"providers[{index}].{mistake}" for mistake in _provider_mistakes(provider)]
+    return mistakes
+
+
+def _provider_mistakes(provider: ProviderConfiguration) -> Iterator[str]:
+    if (provider.client_key_file is None) != (provider.client_certificate_file is None):
+        yield "client_key_file: needs client_certificate_file, and the other way round"
+    if provider.client_key_file is not None and not provider.allow_client_key_file:
+        yield "client_key_file: a TLS key in a file is accepted only with allow_client_key_file: true"
+
+
+def _doubled(values: Iterable[str]) -> set[str]:
+    seen: set[str] = set()
+    return {value for value in values if value in seen or seen.add(value)}  # type: ignore[func-returns-value]
