@@ -148,6 +148,7 @@ class PolicyWorkload(_Section, frozen=True, kw_only=True):
     roles: Annotated[tuple[Literal["application", "administrator", "auditor"], ...], msgspec.Meta(min_length=1)]
     purposes: tuple[Literal["accounts", "balances", "transactions", "payments", "signing"], ...] = ()
     providers: tuple[Name, ...] = ()
+    imports: bool = False  # whether it may bring in tokens that it holds elsewhere
     owners: Literal["any"] | tuple[Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._:@-]{1,64}$")], ...] = ()
     payment_limits: tuple[PolicyLimit, ...] = ()
 
@@ -256,23 +257,24 @@ def _path(parts: Iterable[str | int]) -> str:
 
 def _rule(error: ValidationError) -> str:
     """What is wrong in our words: the value itself is not repeated, it may be a secret in the wrong place."""
+    wanted: Any = error.validator_value
+    schema: Any = error.schema
+    found: Any = error.instance
     match error.validator:
         case "additionalProperties":
-            unknown = sorted(set(error.instance) - set(error.schema.get("properties", {})))
-            return f"unknown key: {', '.join(unknown)}"
+            return f"unknown key: {', '.join(sorted(set(found) - set(schema.get('properties', {}))))}"
         case "required":
-            missing = [name for name in error.validator_value if name not in error.instance]
-            return f"missing key: {', '.join(missing)}"
+            return f"missing key: {', '.join(name for name in wanted if name not in found)}"
         case "type":
-            return f"must be of type {error.validator_value}"
+            return f"must be of type {wanted}"
         case "enum":
-            return f"must be one of {', '.join(map(str, error.validator_value))}"
+            return f"must be one of {', '.join(map(str, wanted))}"
         case "pattern":
-            return f"must match {error.validator_value}"
+            return f"must match {wanted}"
         case "anyOf":
             return "must have one of the forms that docs/configuration.md lists"
         case _:
-            return f"must satisfy {error.validator} {error.validator_value}"
+            return f"must satisfy {error.validator} {wanted}"
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, str]:

@@ -416,7 +416,8 @@ def _account(item: JsonObject) -> Account | None:
         resource_id=resource_id,
         iban=text_at(item, "iban", max_length=34),
         currency_code=currency,
-        name=text_at(item, "name", max_length=70),
+        owner_name=text_at(item, "ownerName", max_length=140),
+        display_name=text_at(item, "displayName", max_length=70) or text_at(item, "name", max_length=70),
         product=text_at(item, "product", max_length=35),
         cash_account_type=text_at(item, "cashAccountType", max_length=4),
     )
@@ -430,6 +431,7 @@ def _balance(item: JsonObject) -> Balance | None:
     return Balance(
         balance_type=balance_type,
         amount=amount,
+        credit_limit_included=included if isinstance(included := item.get("creditLimitIncluded"), bool) else None,
         reference_date=_date(text_at(item, "referenceDate")),
         last_change_time=_time(text_at(item, "lastChangeDateTime")),
     )

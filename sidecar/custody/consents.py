@@ -111,8 +111,9 @@ class Consents:
 
     async def create(self, caller: Caller, request: CreateConsent) -> Consent:
         """A consent that awaits its owner's authorisation; a repeat with the same request id gives the same one."""
+        caller.check_provider(request.provider)  # first: an unknown provider must look like one that is not allowed
         connector = connector_for(self._connectors, request.provider)
-        self._check_terms(caller, connector, request.owner, request.provider, request.purposes)
+        self._check_terms(caller, connector, request.owner, request.purposes)
         self._check_form(request, connector)
         consent = self._new_consent(caller, request, redirect_uri=request.redirect_uri)
         claim = _claim(caller, request.request_id, "CreateConsent", consent.id, _create_digest(request))
@@ -299,13 +300,16 @@ class Consents:
 
     # -- import
 
-    async def import_key(self) -> ImportKey:
+    async def import_key(self, caller: Caller) -> ImportKey:
+        caller.check_import()
         return await self._egress.import_key()
 
     async def import_tokens(self, caller: Caller, request: ImportTokens) -> Consent:
         """A consent whose tokens the platform holds elsewhere; they come as HPKE ciphertext that only egress can open."""
+        caller.check_import()
+        caller.check_provider(request.provider)  # first: an unknown provider must look like one that is not allowed
         connector = connector_for(self._connectors, request.provider)
-        self._check_terms(caller, connector, request.owner, request.provider, request.purposes)
+        self._check_terms(caller, connector, request.owner, request.purposes)
         self._check_life(request.expire_time)
         consent = self._new_consent(caller, request, redirect_uri="")
         claim = _claim(caller, request.request_id, "ImportConsent", consent.id, _import_digest(request))
@@ -488,10 +492,8 @@ class Consents:
         caller: Caller,
         connector: Connector,
         owner: OwnerId,
-        provider: ProviderId,
         purposes: frozenset[Purpose],
     ) -> None:
-        caller.check_provider(provider)
         caller.check_purposes(purposes)
         caller.check_owner(owner)
         if not purposes <= set(connector.descriptor.purposes):

@@ -25,7 +25,8 @@ class Account:
     resource_id: str
     iban: str
     currency_code: str
-    name: str = ""
+    owner_name: str = ""
+    display_name: str = ""
     product: str = ""
     cash_account_type: str = ""  # ISO 20022 ExternalCashAccountType1Code
 
@@ -34,6 +35,7 @@ class Account:
 class Balance:
     balance_type: str  # as the bank names it: closingBooked, interimAvailable …
     amount: Money
+    credit_limit_included: bool | None = None
     reference_date: date | None = None
     last_change_time: datetime | None = None
 

@@ -1,7 +1,7 @@
 """Who calls, and what the policy file lets them do. An empty policy permits nothing; there are no patterns."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from sidecar.domain.consent import Purpose
@@ -27,7 +27,10 @@ class WorkloadPolicy:
     purposes: frozenset[Purpose] = frozenset()
     providers: frozenset[ProviderId] = frozenset()
     owners: frozenset[OwnerId] | None = frozenset()
-    payment_limits: Mapping[str, Money]  # the largest single payment, by currency; a missing currency may not be paid
+    payment_limits: Mapping[str, Money] = field(
+        default_factory=dict
+    )  # the largest single payment; none for a missing currency
+    imports: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +47,14 @@ class Caller:
     @property
     def is_administrator(self) -> bool:
         return Role.ADMINISTRATOR in self.policy.roles
+
+    def acting_as(self, roles: frozenset[Role]) -> "Caller":
+        """This caller with only those of its roles that count where it calls."""
+        return replace(self, policy=replace(self.policy, roles=self.policy.roles & roles))
+
+    def check_import(self) -> None:
+        if not self.policy.imports:
+            raise _refused()
 
     def check_provider(self, provider: ProviderId) -> None:
         if provider not in self.policy.providers:
