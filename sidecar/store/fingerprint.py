@@ -1,0 +1,66 @@
+"""What must stand in a SQLite file of revision `SCHEMA_REVISION`: every table, index and trigger, by the digest of its text.
+
+A dropped constraint, a changed column, a foreign trigger or view: each differs from this list. A unit test makes the list anew
+from the migrations and prints it where it differs.
+"""
+
+import sqlite3
+from collections.abc import Mapping
+from hashlib import sha256
+
+__all__ = ["SCHEMA_OBJECTS", "fingerprints"]
+
+
+def fingerprints(driver: sqlite3.Connection) -> dict[str, str]:
+    """Of each object in the schema: the first 16 hex digits of SHA-256 over its table and its text."""
+    objects = driver.execute(
+        "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%' ORDER BY type, name"
+    )
+    return {
+        f"{kind} {name}": sha256(f"{table}\n{text}".encode()).hexdigest()[:16]
+        for kind, name, table, text in objects
+        if (kind, name) != ("table", "alembic_version")  # its text is Alembic's and may vary with it
+    }
+
+
+SCHEMA_OBJECTS: Mapping[str, str] = {
+    "index consents_by_caller": "ef951f5d7fb896fa",
+    "index consents_by_expiry": "1fea160d4e2e8eed",
+    "index consents_by_owner": "8c9739347da99d1d",
+    "index consents_by_token_expiry": "f4eab4cdcf745e6e",
+    "index consents_holding_key": "d8ae99a6d79332cf",
+    "index one_current_master_key": "4fa3cf8c1223435d",
+    "index payments_by_caller": "4caa451f535856e9",
+    "index payments_by_consent": "967f0e228b65e7d2",
+    "index payments_by_owner": "3f9c66de4945146f",
+    "index payments_by_state": "ee80647f6f0b9126",
+    "index payments_due": "17f6c4dfae30e9f9",
+    "table claims": "ca094d0cd3e6184a",
+    "table consents": "7712e80a759a2f14",
+    "table instances": "74c39f8c1d3fb26e",
+    "table log_checkpoints": "50bc508e10f4967f",
+    "table log_heads": "fadef445d8328286",
+    "table log_leaves": "8f96b81ae795cd76",
+    "table master_keys": "c493d689449689dc",
+    "table payments": "881fad8d863d7138",
+    "table refresh_leases": "bea503c47b73c9d5",
+    "table secrets": "95d991da2935d426",
+    "trigger claims_fixed": "a5dc9007ae79a6fc",
+    "trigger claims_stay": "a8bcdb8f4fd6ebd4",
+    "trigger consents_identity": "35b9e1c24c1ab0d7",
+    "trigger consents_revoked": "5e167d7a23c2421d",
+    "trigger consents_stay": "4982c9d2faa827bd",
+    "trigger consents_version": "2bbbe44ea847e893",
+    "trigger instances_fixed": "8f84e3edaddf8ba4",
+    "trigger instances_stay": "c8a02eeda9746c79",
+    "trigger log_checkpoints_fixed": "ed7e7e60ee64b895",
+    "trigger log_checkpoints_stay": "b6d32e86fa2dc4ac",
+    "trigger log_heads_grow": "cdb01219b656bed2",
+    "trigger log_heads_stay": "c61f4560219d4f83",
+    "trigger log_leaves_fixed": "33ce7a89c08d4862",
+    "trigger log_leaves_stay": "690980ce2ca5d680",
+    "trigger payments_epoch": "a2214e508ec70524",
+    "trigger payments_final": "4b96421e0fc31e67",
+    "trigger payments_instruction": "fc01cd1f7e4559e4",
+    "trigger payments_stay": "af94a9539644776d",
+}

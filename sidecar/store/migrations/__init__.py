@@ -1,0 +1,1 @@
+"""Forward-only migrations; run by `python -m sidecar.store.migrate`."""

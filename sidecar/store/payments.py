@@ -1,0 +1,150 @@
+"""Payments. Their row is changed only where state and epoch are what the caller saw, and never once it is final."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import func, insert, select, text, update
+
+from sidecar.domain.ids import PaymentId
+from sidecar.domain.payment import TERMINAL, TRANSITIONS, Payment, PaymentState
+from sidecar.errors import Internal, StaleVersion
+from sidecar.ports import PaymentFilter
+from sidecar.store.rows import corrupt, payment_of, payment_row, to_microseconds
+from sidecar.store.schema import PAYMENTS
+from sidecar.store.statements import Connection, Listing, SqlDialect, Statement, named
+
+__all__ = ["PaymentTable"]
+
+_CHANGING = (
+    "state",
+    "update_time",
+    "epoch",
+    "attempts",
+    "rendered_request",
+    "dispatch_time",
+    "send_deadline_time",
+    "next_attempt_time",
+    "provider_payment_id",
+    "provider_status",
+    "authorisation_uri",
+    "status_reason",
+)
+_COLUMNS = tuple(column for column in PAYMENTS.columns if column.name != "dispatch_epoch")
+# Written out, as in the index payments_due: SQLite takes a partial index only for the same words.
+_NOT_FINAL = f"state NOT IN ({', '.join(repr(state.value) for state in sorted(TERMINAL))})"
+
+
+class PaymentTable:
+    def __init__(self, dialect: SqlDialect) -> None:
+        table = PAYMENTS
+        as_seen = (
+            table.c.id == named("at_id"),
+            table.c.state == named("at_state"),
+            table.c.epoch == named("at_epoch"),
+            text(_NOT_FINAL),
+        )
+        changes = {name: named(name) for name in _CHANGING}
+        self._list = Listing(dialect, _COLUMNS)
+        self._insert = Statement(insert(table), dialect)
+        self._seen = Statement(
+            select(table.c.state, table.c.epoch, table.c.dispatch_epoch).where(table.c.id == named("id")), dialect
+        )
+        self._update = Statement(update(table).where(*as_seen).values(changes), dialect)
+        self._dispatch = Statement(
+            update(table)
+            .where(*as_seen, table.c.dispatch_epoch < named("before_dispatch_epoch"))
+            .values({**changes, "dispatch_epoch": named("dispatch_epoch")}),
+            dialect,
+        )
+        self._get = Statement(select(*_COLUMNS).where(table.c.id == named("id")), dialect)
+        self._due = Statement(
+            select(*_COLUMNS)
+            .where(table.c.next_attempt_time <= named("now"), text(_NOT_FINAL))
+            .order_by(table.c.next_attempt_time, table.c.id)
+            .limit(named("limit")),
+            dialect,
+        )
+        self._counts = Statement(select(table.c.state, func.count()).group_by(table.c.state), dialect)
+
+    def insert(self, connection: Connection, payment: Payment) -> None:
+        if payment.state is not PaymentState.INTENT:
+            raise Internal("a payment begins as an intent")
+        connection.change(self._insert, {**payment_row(payment), "dispatch_epoch": 0})
+
+    def change(
+        self, connection: Connection, payment: Payment, *, expected_states: frozenset[PaymentState], expected_epoch: int
+    ) -> None:
+        """Raises StaleVersion where the row's state or epoch is another, Internal for a change that no table allows."""
+        before, _ = self._check_seen(connection, payment, expected_states, expected_epoch)
+        if payment.state is PaymentState.DISPATCHED:
+            raise Internal("only the dispatch record makes a payment dispatched")
+        _check_change(before, payment.state)
+        values = {
+            **payment_row(payment),
+            "at_id": payment.id,
+            "at_state": before.value,
+            "at_epoch": expected_epoch,
+        }
+        if connection.change(self._update, values) != 1:
+            raise StaleVersion
+
+    def dispatch(self, connection: Connection, payment: Payment, *, expected_epoch: int) -> None:
+        """Raises StaleVersion where the row's state or epoch is another, or this epoch has had its permit."""
+        expected = frozenset({PaymentState.INTENT, PaymentState.RECONCILING})
+        before, dispatched = self._check_seen(connection, payment, expected, expected_epoch)
+        if payment.state not in (PaymentState.DISPATCHED, PaymentState.RECONCILING):
+            raise Internal("a dispatch record leaves a payment dispatched or reconciling")
+        _check_change(before, payment.state)
+        if dispatched >= payment.epoch:
+            raise StaleVersion
+        values = {
+            **payment_row(payment),
+            "at_id": payment.id,
+            "at_state": before.value,
+            "at_epoch": expected_epoch,
+            "before_dispatch_epoch": payment.epoch,
+            "dispatch_epoch": payment.epoch,
+        }
+        if connection.change(self._dispatch, values) != 1:
+            raise StaleVersion
+
+    def get(self, connection: Connection, payment: PaymentId) -> Payment | None:
+        rows = connection.rows(self._get, {"id": payment})
+        return payment_of(rows[0]) if rows else None
+
+    def list(self, connection: Connection, where: PaymentFilter, *, after: str, limit: int) -> Sequence[Payment]:
+        equal = {"caller": where.caller, "owner": where.owner, "consent": where.consent}
+        rows = self._list.rows(connection, equal, where.states, after=after, limit=limit)
+        return [payment_of(row) for row in rows]
+
+    def due(self, connection: Connection, now: datetime, *, limit: int) -> Sequence[Payment]:
+        return [payment_of(row) for row in connection.rows(self._due, {"now": to_microseconds(now), "limit": limit})]
+
+    def counts(self, connection: Connection) -> dict[PaymentState, int]:
+        try:
+            return {PaymentState(state): count for state, count in connection.rows(self._counts, {})}
+        except ValueError as error:
+            raise corrupt() from error
+
+    def _check_seen(
+        self, connection: Connection, payment: Payment, expected_states: frozenset[PaymentState], expected_epoch: int
+    ) -> tuple[PaymentState, int]:
+        """State and epoch of the newest permit, as they are."""
+        rows = connection.rows(self._seen, {"id": payment.id})
+        if not rows:
+            raise StaleVersion
+        state, epoch, dispatch_epoch = rows[0]
+        try:
+            before = PaymentState(state)
+        except ValueError as error:
+            raise corrupt() from error
+        if before in TERMINAL or before not in expected_states or epoch != expected_epoch:
+            raise StaleVersion
+        if payment.epoch < epoch:
+            raise Internal("the epoch of a payment cannot go back")
+        return before, int(dispatch_epoch)
+
+
+def _check_change(before: PaymentState, after: PaymentState) -> None:
+    if after is not before and after not in TRANSITIONS[before]:
+        raise Internal("a payment cannot make this change of state")

@@ -1,0 +1,195 @@
+"""The tables as SQLAlchemy Core sees them. What stands in the file is made by `migrations`; a test holds the two together.
+
+Rules: times are UTC microseconds since 1970 (integers); states and kinds are the text or number of their enumeration; amounts
+are a currency and a whole number of minor units; absent is NULL only where absence means something.
+"""
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.types import TypeEngine
+
+__all__ = [
+    "CLAIMS",
+    "CONSENTS",
+    "INSTANCES",
+    "LOG_CHECKPOINTS",
+    "LOG_HEADS",
+    "LOG_LEAVES",
+    "MASTER_KEYS",
+    "METADATA",
+    "PAYMENTS",
+    "REFRESH_LEASES",
+    "SCHEMA_REVISION",
+    "SECRETS",
+    "TEXT",
+]
+
+SCHEMA_REVISION = "0001"  # the newest migration; the store works with exactly this one
+
+METADATA = MetaData()
+NUMBER = BigInteger().with_variant(Integer(), "sqlite")  # SQLite's STRICT tables know INTEGER only
+TEXT = Text()
+BYTES = LargeBinary()
+
+
+def _column(name: str, kind: TypeEngine[Any], *constraints: ForeignKey, key: bool = False) -> Column[Any]:
+    return Column(name, kind, *constraints, primary_key=key, nullable=False)
+
+
+def _optional(name: str, kind: TypeEngine[Any]) -> Column[Any]:
+    return Column(name, kind, nullable=True)
+
+
+INSTANCES = Table(
+    "instances",
+    METADATA,
+    _column("id", TEXT, key=True),
+    Column("origin", TEXT, nullable=False, unique=True),
+    _column("create_time", NUMBER),
+)
+
+CLAIMS = Table(
+    "claims",
+    METADATA,
+    _column("caller", TEXT, key=True),
+    _column("request_id", TEXT, key=True),
+    _column("method", TEXT),
+    _column("digest", BYTES),
+    _column("resource", TEXT),
+    _column("create_time", NUMBER),
+)
+
+CONSENTS = Table(
+    "consents",
+    METADATA,
+    _column("id", TEXT, key=True),
+    _column("caller", TEXT),
+    _column("owner", TEXT),
+    _column("provider", TEXT),
+    _column("purposes", TEXT),  # JSON: sorted texts
+    _column("accounts", TEXT),  # JSON: [IBAN, currency or ""] each
+    _column("state", TEXT),
+    _column("subject_key", BYTES),
+    _column("redirect_uri", TEXT),
+    _column("create_time", NUMBER),
+    _column("expire_time", NUMBER),
+    _optional("payment_limit_currency", TEXT),
+    _optional("payment_limit_minor_units", NUMBER),
+    _column("provider_consent_id", TEXT),
+    _column("state_digest", BYTES),
+    _column("authorisation_uri", TEXT),
+    _column("wrapped_data_key", BYTES),
+    _optional("access_expire_time", NUMBER),
+    _optional("access_issue_time", NUMBER),
+    _optional("activate_time", NUMBER),
+    _optional("revoke_time", NUMBER),
+    _column("failure_reason", TEXT),
+    _column("version", NUMBER),
+)
+
+SECRETS = Table(
+    "secrets",
+    METADATA,
+    _column("consent", TEXT, ForeignKey("consents.id"), key=True),
+    _column("kind", NUMBER, key=True),
+    _column("row_version", NUMBER, key=True),
+    _column("sealed", BYTES),
+)
+
+REFRESH_LEASES = Table(
+    "refresh_leases",
+    METADATA,
+    _column("consent", TEXT, ForeignKey("consents.id"), key=True),
+    _column("holder", TEXT),
+    _column("epoch", NUMBER),
+    _column("expire_time", NUMBER),  # 0 once it was released
+)
+
+PAYMENTS = Table(
+    "payments",
+    METADATA,
+    _column("id", TEXT, key=True),
+    _column("caller", TEXT),
+    _column("request_id", TEXT),
+    _column("consent", TEXT, ForeignKey("consents.id")),
+    _column("owner", TEXT),
+    _column("provider", TEXT),
+    _column("amount_currency", TEXT),
+    _column("amount_minor_units", NUMBER),
+    _column("creditor_iban", TEXT),
+    _column("creditor_currency", TEXT),
+    _column("creditor_name", TEXT),
+    _column("debtor_iban", TEXT),
+    _column("debtor_currency", TEXT),
+    _column("product", TEXT),
+    _column("remittance_information", TEXT),
+    _column("end_to_end_id", TEXT),
+    _column("state", TEXT),
+    _column("idempotency_class", TEXT),
+    Column("bank_key", TEXT, nullable=False, unique=True),
+    _column("create_time", NUMBER),
+    _column("update_time", NUMBER),
+    _column("epoch", NUMBER),
+    _column("attempts", NUMBER),
+    _column("rendered_request", BYTES),
+    _optional("dispatch_time", NUMBER),
+    _optional("send_deadline_time", NUMBER),
+    _optional("next_attempt_time", NUMBER),
+    _column("provider_payment_id", TEXT),
+    _column("provider_status", TEXT),
+    _column("authorisation_uri", TEXT),
+    _column("status_reason", TEXT),
+    _column("dispatch_epoch", NUMBER),  # of the newest permit, 0 before the first: one permit per epoch
+    UniqueConstraint("caller", "request_id"),
+    ForeignKeyConstraint(["caller", "request_id"], ["claims.caller", "claims.request_id"]),
+)
+
+MASTER_KEYS = Table(
+    "master_keys",
+    METADATA,
+    _column("version", NUMBER, key=True),
+    Column("key_id", BYTES, nullable=False, unique=True),
+    _column("wrapped", BYTES),
+    _column("root_key_id", TEXT),
+    _column("current", NUMBER),  # 0 or 1; one row has 1
+    _column("create_time", NUMBER),
+)
+
+LOG_HEADS = Table(
+    "log_heads",
+    METADATA,
+    _column("origin", TEXT, ForeignKey("instances.origin"), key=True),
+    _column("head", BYTES),  # sidecar.audit.log.LogHead
+    _column("size", NUMBER),
+    _column("covered_size", NUMBER),  # of the newest signed checkpoint, 0 before the first
+    _column("commits", NUMBER),  # counts this instance's transactions: tells after a failed COMMIT whether it happened
+)
+
+LOG_LEAVES = Table(
+    "log_leaves",
+    METADATA,
+    _column("origin", TEXT, ForeignKey("instances.origin"), key=True),
+    _column("index", NUMBER, key=True),
+    _column("entry", BYTES),
+)
+
+LOG_CHECKPOINTS = Table(
+    "log_checkpoints",
+    METADATA,
+    _column("origin", TEXT, ForeignKey("instances.origin"), key=True),
+    _column("size", NUMBER, key=True),
+    _column("note", TEXT),
+    _column("create_time", NUMBER),
+)

@@ -1,0 +1,306 @@
+"""`sidecar.ports.Store` on SQLite. Each command reads as what happens in its one transaction.
+
+Reads run in the loop's thread on a connection of their own: an indexed read costs less than a hop to another thread would.
+"""
+
+import sqlite3
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Self, TypeVar
+
+from sidecar.audit.errors import EntryRefused, LogCorrupt
+from sidecar.domain.audit import AuditDraft, AuditEvent
+from sidecar.domain.consent import Consent, ConsentState
+from sidecar.domain.ids import ConsentId, PaymentId, ProviderId, RequestId, WorkloadId
+from sidecar.domain.payment import DispatchPermit, Payment, PaymentState
+from sidecar.errors import Internal, Unavailable
+from sidecar.ports import (
+    CheckpointSigner,
+    Claim,
+    Clock,
+    ConsentFilter,
+    ConsentSecrets,
+    LogPosition,
+    MasterKeyRecord,
+    PaymentFilter,
+    SecretsChange,
+    StoredLeaf,
+)
+from sidecar.store.committer import GroupCommitter, Transaction
+from sidecar.store.consents import ConsentTables
+from sidecar.store.errors import StoreRefused
+from sidecar.store.keys import MasterKeyTable
+from sidecar.store.log import LogTables
+from sidecar.store.payments import PaymentTable
+from sidecar.store.prepare import migrate_in_subprocess
+from sidecar.store.requests import ClaimTable
+from sidecar.store.sqlite import FileLock, SqliteConnection, SqliteDatabase, check_file, our_error
+
+__all__ = ["SqliteStore"]
+
+T = TypeVar("T")
+
+
+class SqliteStore:
+    """Made by `open`, ended by `close`. `origin` names the log of this database file: audit/CLUSTER/INSTANCE."""
+
+    @classmethod
+    async def open(
+        cls,
+        *,
+        path: Path,
+        cluster: str,
+        signer: CheckpointSigner,
+        clock: Clock,
+        linger_seconds: float = 0.002,
+        synchronous: str = "FULL",
+        migrate: bool = True,
+    ) -> Self:
+        """Opens the database, which is made or migrated first (in a short-lived process) unless `migrate` is False.
+
+        Raises StoreRefused where the file, its place, its settings or its schema are not as they must be, where another
+        sidecar has it, or where its log is damaged. The caller puts SIDECAR_STARTED on record before anything else: the
+        log refuses other entries once the machine has been restarted.
+        """
+        if migrate:
+            await migrate_in_subprocess(path)
+        lock = FileLock(check_file(path))
+        try:
+            database = SqliteDatabase(path, synchronous=synchronous)
+            return cls(
+                database=database,
+                lock=lock,
+                cluster=cluster,
+                signer=signer,
+                clock=clock,
+                linger_seconds=linger_seconds,
+            )
+        except BaseException:
+            lock.release()
+            raise
+
+    def __init__(
+        self,
+        *,
+        database: SqliteDatabase,
+        lock: FileLock,
+        cluster: str,
+        signer: CheckpointSigner,
+        clock: Clock,
+        linger_seconds: float,
+    ) -> None:
+        dialect = database.dialect
+        self._consents = ConsentTables(dialect)
+        self._payments = PaymentTable(dialect)
+        self._claims = ClaimTable(dialect)
+        self._keys = MasterKeyTable(dialect)
+        self._log = LogTables(dialect)
+        self._lock = lock
+        self.origin = _instance(database, self._log, cluster=cluster, clock=clock)
+        self._reader: SqliteConnection | None = database.connect(read_only=True)
+        self._committer = GroupCommitter(
+            database=database,
+            log=self._log,
+            origin=self.origin,
+            signer=signer,
+            clock=clock,
+            linger_seconds=linger_seconds,
+        )
+
+    async def close(self) -> None:
+        """Finishes the commands that wait, then lets go of the file."""
+        await self._committer.close()
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+        self._lock.release()
+
+    # -- consents
+
+    async def claim_consent(self, consent: Consent, claim: Claim, audit: AuditDraft) -> Claim | None:
+        def command(transaction: Transaction) -> Claim | None:
+            if earlier := self._claims.use(transaction, claim, transaction.now):
+                return earlier
+            self._consents.insert(transaction, consent)
+            transaction.append(audit)
+            return None
+
+        return await self._committer.run(command)
+
+    async def change_consent(
+        self,
+        consent: Consent,
+        *,
+        secrets: SecretsChange | None = None,
+        claim: Claim | None = None,
+        audit: Sequence[AuditDraft],
+    ) -> Claim | None:
+        def command(transaction: Transaction) -> Claim | None:
+            if claim and (earlier := self._claims.use(transaction, claim, transaction.now)):
+                return earlier
+            self._consents.change(transaction, consent)
+            if secrets:
+                self._consents.change_secrets(transaction, consent.id, secrets)
+            transaction.append(*audit)
+            return None
+
+        shreds = bool(secrets and (secrets.delete or secrets.delete_all))
+        return await self._committer.run(command, shreds=shreds)
+
+    async def consent(self, consent: ConsentId) -> Consent | None:
+        return self._read(lambda reader: self._consents.get(reader, consent))
+
+    async def consents(self, where: ConsentFilter, *, after: str, limit: int) -> Sequence[Consent]:
+        return self._read(lambda reader: self._consents.list(reader, where, after=after, limit=limit))
+
+    async def expired_consents(self, now: datetime, *, limit: int) -> Sequence[Consent]:
+        return self._read(lambda reader: self._consents.expired(reader, now, limit=limit))
+
+    async def secrets(self, consent: ConsentId) -> ConsentSecrets:
+        return self._read(lambda reader: self._consents.secrets(reader, consent))
+
+    async def take_refresh_lease(
+        self, consent: ConsentId, *, holder: str, now: datetime, seconds: float, audit: AuditDraft
+    ) -> int | None:
+        def command(transaction: Transaction) -> int | None:
+            epoch = self._consents.take_lease(transaction, consent, holder=holder, now=now, seconds=seconds)
+            if epoch is not None:
+                transaction.append(audit)
+            return epoch
+
+        return await self._committer.run(command)
+
+    async def release_refresh_lease(self, consent: ConsentId, *, epoch: int) -> None:
+        await self._committer.run(lambda transaction: self._consents.release_lease(transaction, consent, epoch=epoch))
+
+    # -- payments
+
+    async def claim_payment(self, payment: Payment, claim: Claim, audit: AuditDraft) -> Claim | None:
+        def command(transaction: Transaction) -> Claim | None:
+            if earlier := self._claims.use(transaction, claim, transaction.now):
+                return earlier
+            self._payments.insert(transaction, payment)
+            transaction.append(audit)
+            return None
+
+        return await self._committer.run(command)
+
+    async def change_payment(
+        self,
+        payment: Payment,
+        *,
+        expected_states: frozenset[PaymentState],
+        expected_epoch: int,
+        audit: Sequence[AuditDraft],
+    ) -> None:
+        def command(transaction: Transaction) -> None:
+            self._payments.change(transaction, payment, expected_states=expected_states, expected_epoch=expected_epoch)
+            transaction.append(*audit)
+
+        await self._committer.run(command)
+
+    async def record_dispatch(self, payment: Payment, *, expected_epoch: int, audit: AuditDraft) -> DispatchPermit:
+        if (audit.event, audit.payment, audit.epoch) != (AuditEvent.PAYMENT_DISPATCHED, payment.id, payment.epoch):
+            raise Internal("the entry of a dispatch must be of this dispatch")
+
+        def command(transaction: Transaction) -> None:
+            self._payments.dispatch(transaction, payment, expected_epoch=expected_epoch)
+            transaction.append(audit)
+
+        await self._committer.run(command, signed=True)
+        return DispatchPermit(payment=payment.id, epoch=payment.epoch)  # the only one: its record is durable and signed
+
+    async def payment(self, payment: PaymentId) -> Payment | None:
+        return self._read(lambda reader: self._payments.get(reader, payment))
+
+    async def payments(self, where: PaymentFilter, *, after: str, limit: int) -> Sequence[Payment]:
+        return self._read(lambda reader: self._payments.list(reader, where, after=after, limit=limit))
+
+    async def due_payments(self, now: datetime, *, limit: int) -> Sequence[Payment]:
+        return self._read(lambda reader: self._payments.due(reader, now, limit=limit))
+
+    # -- requests, keys, log
+
+    async def claim(self, caller: WorkloadId, request_id: RequestId) -> Claim | None:
+        return self._read(lambda reader: self._claims.get(reader, caller, request_id))
+
+    async def record(self, audit: Sequence[AuditDraft], *, claim: Claim | None = None) -> Claim | None:
+        def command(transaction: Transaction) -> Claim | None:
+            if claim and (earlier := self._claims.use(transaction, claim, transaction.now)):
+                return earlier
+            transaction.append(*audit)
+            return None
+
+        return await self._committer.run(command)
+
+    async def add_master_key(self, record: MasterKeyRecord, audit: AuditDraft) -> None:
+        def command(transaction: Transaction) -> None:
+            self._keys.add(transaction, record)
+            transaction.append(audit)
+
+        await self._committer.run(command)
+
+    async def master_keys(self) -> Sequence[MasterKeyRecord]:
+        return self._read(self._keys.all)
+
+    async def leaves(self, *, start: int, limit: int) -> Sequence[StoredLeaf]:
+        return self._read(lambda reader: self._log.leaves(reader, self.origin, start=start, limit=limit))
+
+    async def checkpoints(self, *, start_size: int, limit: int) -> Sequence[tuple[int, str]]:
+        return self._read(lambda reader: self._log.checkpoints(reader, self.origin, start_size=start_size, limit=limit))
+
+    async def log_position(self) -> LogPosition:
+        return self._read(lambda reader: self._log.position(reader, self.origin))
+
+    async def sign_pending(self) -> None:
+        await self._committer.run(lambda transaction: None, signed=True)  # noqa: ARG005 - the signing is all there is to do
+
+    async def consent_counts(self) -> dict[ConsentState, int]:
+        return self._read(self._consents.counts)
+
+    async def payment_counts(self) -> dict[PaymentState, int]:
+        return self._read(self._payments.counts)
+
+    async def tokens_expiring(self, before: datetime) -> dict[ProviderId, int]:
+        return self._read(lambda reader: self._consents.expiring(reader, before))
+
+    def _read(self, query: Callable[[SqliteConnection], T]) -> T:
+        if self._reader is None:
+            raise Unavailable("STORE_UNAVAILABLE", "the store is closed")
+        try:
+            return query(self._reader)
+        except sqlite3.Error as error:
+            raise our_error(error) from error
+
+
+def _instance(database: SqliteDatabase, log: LogTables, *, cluster: str, clock: Clock) -> str:
+    """The origin of this file's log, which is begun here the first time. Raises StoreRefused where it is not sound."""
+    connection = database.connect()
+    try:
+        connection.begin()
+        origins = log.origins(connection)
+        if not origins:
+            origins = [_begin_log(connection, log, cluster=cluster, clock=clock)]
+        connection.commit()
+        if len(origins) != 1 or origins[0].rpartition("/")[0] != f"audit/{cluster}":
+            raise StoreRefused("the database belongs to another cluster", path=database.path)
+        log.check_end(connection, log.state(connection, origins[0]))
+    except LogCorrupt as error:
+        raise StoreRefused(f"{error.message}; restore the database from a backup", path=database.path) from error
+    except sqlite3.Error as error:
+        raise StoreRefused("the database cannot be read or written", path=database.path) from error
+    finally:
+        connection.close()
+    return origins[0]
+
+
+def _begin_log(connection: SqliteConnection, log: LogTables, *, cluster: str, clock: Clock) -> str:
+    identifier = str(uuid.uuid4())
+    origin = f"audit/{cluster}/{identifier}"
+    try:
+        log.add_instance(connection, identifier=identifier, origin=origin, now=clock.now())
+    except EntryRefused as error:
+        raise StoreRefused("the name of the cluster must be visible ASCII without '+'") from error
+    return origin
