@@ -8,15 +8,11 @@ plaintext goes straight into the caller's buffer; shared secrets and keys are ov
 - One error for whatever does not open. On any failure the caller's buffer is wiped.
 """
 
-import hashlib
-import hmac
-
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
+from sidecar import hkdf
 from sidecar.secretbuffer import Buffer, WritableBuffer, wipe, wipe_bytes
 
 __all__ = ["ENC_BYTES", "OVERHEAD_BYTES", "HpkeRefused", "open_into"]
@@ -34,7 +30,7 @@ _VERSION_LABEL = b"HPKE-v1"
 _MODE_BASE = b"\x00"
 
 
-class HpkeRefused(Exception):  # noqa: N818 (a refusal is an answer)
+class HpkeRefused(Exception):
     """The message does not open under this key, info and associated data. It never says which."""
 
     def __init__(self) -> None:
@@ -83,28 +79,26 @@ def _decapsulate(private_key: X25519PrivateKey, enc: bytes, *, into: bytearray) 
         raise HpkeRefused from None
     keying = bytearray(_VERSION_LABEL + _KEM_SUITE + b"eae_prk") + shared
     wipe_bytes(shared)
-    try:
-        context = enc + private_key.public_key().public_bytes_raw()
-        expand_info = _labeled_info(_KEM_SUITE, b"shared_secret", context, len(into))
-        HKDF(algorithm=SHA256(), length=len(into), salt=b"", info=expand_info).derive_into(keying, into)
-    finally:
-        wipe(keying)
+    context = enc + private_key.public_key().public_bytes_raw()
+    expand_info = _labeled_info(_KEM_SUITE, b"shared_secret", context, len(into))
+    hkdf.derive_into(digest="sha256", key=keying, salt=b"", info=expand_info, into=into)
+    wipe(keying)
 
 
 def _key_schedule(shared_secret: bytearray, info: bytes, *, key: bytearray, nonce: bytearray) -> None:
     """KeySchedule of RFC 9180, section 5.1, in base mode (no PSK)."""
     context = _MODE_BASE + _labeled_extract(b"psk_id_hash", b"") + _labeled_extract(b"info_hash", info)
     secret = _labeled_extract(b"secret", b"", salt=shared_secret)
-    try:
-        for label, into in ((b"key", key), (b"base_nonce", nonce)):
-            expand_info = _labeled_info(_HPKE_SUITE, label, context, len(into))
-            HKDFExpand(algorithm=SHA256(), length=len(into), info=expand_info).derive_into(secret, into)
-    finally:
-        wipe_bytes(secret)
+    for label, into in ((b"key", key), (b"base_nonce", nonce)):
+        expand_info = _labeled_info(_HPKE_SUITE, label, context, len(into))
+        hkdf.expand_into(digest="sha256", pseudorandom_key=secret, info=expand_info, into=into)
+    wipe(secret)
 
 
-def _labeled_extract(label: bytes, keying: bytes, *, salt: Buffer = b"") -> bytes:
-    return hmac.digest(salt, _VERSION_LABEL + _HPKE_SUITE + label + keying, hashlib.sha256)
+def _labeled_extract(label: bytes, keying: bytes, *, salt: Buffer = b"") -> bytearray:
+    extracted = bytearray(_SECRET_BYTES)
+    hkdf.extract_into(digest="sha256", salt=salt, key=_VERSION_LABEL + _HPKE_SUITE + label + keying, into=extracted)
+    return extracted
 
 
 def _labeled_info(suite: bytes, label: bytes, context: bytes, length: int) -> bytes:

@@ -18,9 +18,8 @@ from typing import NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA512
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from sidecar import hkdf
 from sidecar.domain.secrets import SecretContext, SecretKind
 from sidecar.secretbuffer import Buffer, WritableBuffer, wipe
 
@@ -58,6 +57,7 @@ _MAGIC = b"TCSS"
 _FORMAT = 1
 _SALT_BYTES = 32
 _COMMITMENT_BYTES = 32
+_DIGEST_BYTES = 64  # of SHA-512
 _MAX_TEXT_BYTES = 65_535
 _ROOT_SALT_PADDING = bytes(_SALT_BYTES - IV_BYTES)
 # The message key is new for every message, so the nonce may be constant.
@@ -82,7 +82,7 @@ _SUITE_OF_KIND = {
 _KINDS_OF_KEYS = frozenset({SecretKind.MASTER_KEY, SecretKind.DATA_KEY})
 
 
-class SealedSecretRefused(Exception):  # noqa: N818 (a refusal is an answer)
+class SealedSecretRefused(Exception):
     """The sealed secret does not open: key, commitment, tag, kind or context. It never says which."""
 
     def __init__(self, message: str = "the sealed secret cannot be opened") -> None:
@@ -312,9 +312,12 @@ class _DerivedKeys:
     def __init__(self, *, key: Buffer, salt: bytes) -> None:
         self.message_key = bytearray(KEY_BYTES)
         self.commitment = bytearray(_COMMITMENT_BYTES)
-        suite = Suite.HKDF_SHA512_AES_256_GCM
-        _derive(key=key, salt=salt, info=_info(suite, b"DERIVEKEY"), into=self.message_key)
-        _derive(key=key, salt=salt, info=_info(suite, b"COMMITKEY"), into=self.commitment)
+        pseudorandom_key = bytearray(_DIGEST_BYTES)
+        hkdf.extract_into(digest="sha512", salt=salt, key=key, into=pseudorandom_key)
+        for label, into in ((b"DERIVEKEY", self.message_key), (b"COMMITKEY", self.commitment)):
+            info = _info(Suite.HKDF_SHA512_AES_256_GCM, label)
+            hkdf.expand_into(digest="sha512", pseudorandom_key=pseudorandom_key, info=info, into=into)
+        wipe(pseudorandom_key)
 
     def __enter__(self) -> "_DerivedKeys":
         return self
@@ -326,13 +329,9 @@ class _DerivedKeys:
 
 def _master_commitment(salt: bytes, master_key: Buffer) -> bytes:
     commitment = bytearray(_COMMITMENT_BYTES)
-    _derive(key=master_key, salt=salt, info=_info(Suite.HSM_AES_256_GCM, b"COMMITCONTENT"), into=commitment)
+    info = _info(Suite.HSM_AES_256_GCM, b"COMMITCONTENT")
+    hkdf.derive_into(digest="sha512", key=master_key, salt=salt, info=info, into=commitment)
     return bytes(commitment)
-
-
-def _derive(*, key: Buffer, salt: bytes, info: bytes, into: WritableBuffer) -> None:
-    """HKDF-SHA-512, extract and expand (RFC 5869), filling `into`."""
-    HKDF(algorithm=SHA512(), length=len(into), salt=salt, info=info).derive_into(key, into)
 
 
 def _aead_seal_into(

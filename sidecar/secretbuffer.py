@@ -27,7 +27,7 @@ Buffer = bytes | bytearray | memoryview
 _MADV_DONTDUMP = 16  # <linux/mman.h>; Python 3.11 names only the first of the two
 _MADV_WIPEONFORK = 18
 _SCRUB_BYTES = 1024  # enough for the widest AES-GCM loop, which is what fills the most vector registers
-_STACK_BYTES = 32768
+_COPY_BYTES = 4096
 
 
 class SecretBuffer:
@@ -120,8 +120,8 @@ def scrub() -> None:
     cipher.encrypt_into(bytes(12), bytes(_SCRUB_BYTES), b"", message)
     cipher.decrypt_into(bytes(12), message, b"", memoryview(message)[:_SCRUB_BYTES])
     del cipher
-    zeros, scratch = memoryview(bytes(_STACK_BYTES)), memoryview(bytearray(_STACK_BYTES))
-    for size_bytes in (_STACK_BYTES, 200, 100):
+    zeros, scratch = memoryview(bytes(_COPY_BYTES)), memoryview(bytearray(_COPY_BYTES))
+    for size_bytes in (_COPY_BYTES, 200, 100):
         scratch[:size_bytes] = zeros[:size_bytes]
 
 
