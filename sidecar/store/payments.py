@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from sqlalchemy import func, insert, select, text, update
+from sqlalchemy.sql.elements import ColumnElement, TextClause
 
 from sidecar.domain.ids import PaymentId
 from sidecar.domain.payment import TERMINAL, TRANSITIONS, Payment, PaymentState
@@ -11,7 +12,7 @@ from sidecar.errors import Internal, StaleVersion
 from sidecar.ports import PaymentFilter
 from sidecar.store.rows import corrupt, payment_of, payment_row, to_microseconds
 from sidecar.store.schema import PAYMENTS
-from sidecar.store.statements import Connection, Listing, SqlDialect, Statement, named
+from sidecar.store.statements import Connection, Listing, SqlDialect, Statement, Value, named
 
 __all__ = ["PaymentTable"]
 
@@ -29,6 +30,26 @@ _CHANGING = (
     "authorisation_uri",
     "status_reason",
 )
+_FIXED = (
+    "caller",
+    "request_id",
+    "consent",
+    "owner",
+    "provider",
+    "amount_currency",
+    "amount_minor_units",
+    "creditor_iban",
+    "creditor_currency",
+    "creditor_name",
+    "debtor_iban",
+    "debtor_currency",
+    "product",
+    "remittance_information",
+    "end_to_end_id",
+    "idempotency_class",
+    "bank_key",
+    "create_time",
+)
 _COLUMNS = tuple(column for column in PAYMENTS.columns if column.name != "dispatch_epoch")
 # Written out, as in the index payments_due: SQLite takes a partial index only for the same words.
 _NOT_FINAL = f"state NOT IN ({', '.join(repr(state.value) for state in sorted(TERMINAL))})"
@@ -37,11 +58,12 @@ _NOT_FINAL = f"state NOT IN ({', '.join(repr(state.value) for state in sorted(TE
 class PaymentTable:
     def __init__(self, dialect: SqlDialect) -> None:
         table = PAYMENTS
-        as_seen = (
+        as_seen: tuple[ColumnElement[bool] | TextClause, ...] = (
             table.c.id == named("at_id"),
             table.c.state == named("at_state"),
             table.c.epoch == named("at_epoch"),
             text(_NOT_FINAL),
+            *(table.c[name] == named(f"at_{name}") for name in _FIXED),
         )
         changes = {name: named(name) for name in _CHANGING}
         self._list = Listing(dialect, _COLUMNS)
@@ -79,14 +101,7 @@ class PaymentTable:
         if payment.state is PaymentState.DISPATCHED:
             raise Internal("only the dispatch record makes a payment dispatched")
         _check_change(before, payment.state)
-        values = {
-            **payment_row(payment),
-            "at_id": payment.id,
-            "at_state": before.value,
-            "at_epoch": expected_epoch,
-        }
-        if connection.change(self._update, values) != 1:
-            raise StaleVersion
+        self._write(connection, self._update, payment, before, expected_epoch)
 
     def dispatch(self, connection: Connection, payment: Payment, *, expected_epoch: int) -> None:
         """Raises StaleVersion where the row's state or epoch is another, or this epoch has had its permit."""
@@ -97,16 +112,7 @@ class PaymentTable:
         _check_change(before, payment.state)
         if dispatched >= payment.epoch:
             raise StaleVersion
-        values = {
-            **payment_row(payment),
-            "at_id": payment.id,
-            "at_state": before.value,
-            "at_epoch": expected_epoch,
-            "before_dispatch_epoch": payment.epoch,
-            "dispatch_epoch": payment.epoch,
-        }
-        if connection.change(self._dispatch, values) != 1:
-            raise StaleVersion
+        self._write(connection, self._dispatch, payment, before, expected_epoch)
 
     def get(self, connection: Connection, payment: PaymentId) -> Payment | None:
         rows = connection.rows(self._get, {"id": payment})
@@ -143,6 +149,16 @@ class PaymentTable:
         if payment.epoch < epoch:
             raise Internal("the epoch of a payment cannot go back")
         return before, int(dispatch_epoch)
+
+    def _write(
+        self, connection: Connection, statement: Statement, payment: Payment, before: PaymentState, expected_epoch: int
+    ) -> None:
+        row = payment_row(payment)
+        fixed = {f"at_{name}": row[name] for name in _FIXED}
+        seen: dict[str, Value] = {"at_id": payment.id, "at_state": before.value, "at_epoch": expected_epoch}
+        epochs: dict[str, Value] = {"before_dispatch_epoch": payment.epoch, "dispatch_epoch": payment.epoch}
+        if connection.change(statement, {**row, **fixed, **seen, **epochs}) != 1:
+            raise Internal("what a payment orders never changes")  # state and epoch were as expected a statement ago
 
 
 def _check_change(before: PaymentState, after: PaymentState) -> None:
