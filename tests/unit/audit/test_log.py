@@ -1,5 +1,6 @@
 """The growing end of the log."""
 
+import hashlib
 import json
 from dataclasses import replace
 from typing import Any
@@ -85,11 +86,42 @@ def test_a_damaged_head_is_refused(count: int, data: st.DataObject) -> None:
             LogHead.from_bytes(damaged)
 
 
+def with_checksum(body: bytes) -> bytes:
+    return body + hashlib.sha256(body).digest()
+
+
+BODY = grown(3)[0].to_bytes()[:-32]
+NAME = ORIGIN.encode()
+FOREIGN_HEADS = {
+    "another version": b"\2" + BODY[1:],
+    "an origin with a blank": BODY.replace(NAME, b" " * len(NAME)),
+    "an origin that is not ASCII": BODY.replace(NAME, b"\xe4" * len(NAME)),
+    "an origin longer than the rest": b"\1\xff\xff" + BODY[3:],
+    "nothing": b"",
+    "a version alone": b"\1",
+    "no tree": BODY[: 3 + len(NAME) + 40],
+    "a cut hash": BODY[:-1],
+    "a hash too many": BODY + bytes(32),
+    "another last hash": BODY[: 3 + len(NAME) + 8] + bytes(32) + BODY[3 + len(NAME) + 40 :],
+}
+
+
+@pytest.mark.parametrize("body", FOREIGN_HEADS.values(), ids=FOREIGN_HEADS.keys())
+def test_a_head_with_a_good_checksum_must_make_sense_too(body: bytes) -> None:
+    """The checksum finds bit rot; form and consistency are checked besides."""
+    assert LogHead.from_bytes(with_checksum(BODY)) == grown(3)[0]
+    with pytest.raises(LogCorrupt):
+        LogHead.from_bytes(with_checksum(body))
+
+
 @given(data=st.binary(max_size=300))
 def test_arbitrary_bytes_are_no_head(data: bytes) -> None:
-    """Bytes without the checksum raise LogCorrupt and nothing else."""
-    with pytest.raises(LogCorrupt):
-        LogHead.from_bytes(data)
+    """Bytes that are no head raise LogCorrupt and nothing else, with or without a good checksum."""
+    for candidate in (data, with_checksum(data), with_checksum(b"\1" + data)):
+        try:
+            assert LogHead.from_bytes(candidate).to_bytes() == candidate
+        except LogCorrupt:
+            continue
 
 
 @pytest.mark.parametrize(

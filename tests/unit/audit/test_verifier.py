@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from hypothesis import strategies as st
 
 from sidecar.audit import verifier
 from sidecar.audit.checkpoint import der_from_p1363, note_key_id
-from sidecar.audit.merkle import CompactRange, leaf_hash
+from sidecar.audit.entry import AuditEntry
+from sidecar.audit.merkle import CompactRange, leaf_hash, tree_root
 from sidecar.audit.verifier import Report, Verdict, verify_export
 from sidecar.domain.audit import AuditEvent, AuditOutcome
 from tests.unit.audit.log_builder import KEY, ORIGIN, OTHER_KEY, VECTORS, LogBuilder, assemble, verify
@@ -170,6 +172,115 @@ def test_cosignatures_of_witnesses_do_no_harm() -> None:
     assert verify(assemble(ORIGIN, records)).ok
 
 
+STRANGERS = {
+    "a control character": "\u2014 wit\x01ness AAAAAAA=\n",
+    "a plus in the name": "\u2014 wit+ness AAAAAAA=\n",
+    "no name": "\u2014  AAAAAAA=\n",
+    "no signature": "\u2014 witness\n",
+    "an empty signature": "\u2014 witness AAAAAA==\n",
+    "letters that are not ASCII": "\u2014 witness AAAAAA\u00e4=\n",
+    "not base64": "\u2014 witness AAAA-AA=\n",
+    "unused bits": "\u2014 witness AAAAAAB=\n",
+    "a hyphen": "- witness AAAAAAA=\n",
+    "no newline": "\u2014 witness AAAAAAA=",
+    "not a line of a signature": "remark\n",
+    "more than sixteen signatures": "\u2014 witness AAAAAAA=\n" * 16,
+    "too long": f"\u2014 {'w' * 66_000} AAAAAAA=\n",
+}
+
+
+@pytest.mark.parametrize("line", STRANGERS.values(), ids=STRANGERS.keys())
+def test_lines_of_strangers_must_be_well_formed(line: str) -> None:
+    """A foreign signature is ignored only if it is one: the note has no room for anything else."""
+    note = SAMPLE.notes[1] + line
+
+    assert "checkpoint" in failure(EXPORT, witnessed=[note]) or "base64" in failure(EXPORT, witnessed=[note])
+
+
+def test_sixteen_signatures_are_taken() -> None:
+    """C2SP signed-note: at least sixteen must be accepted."""
+    note = SAMPLE.notes[1] + "\u2014 witness AAAAAAA=\n" * 15
+
+    assert verify(EXPORT, witnessed=[note]).witnessed == (5,)
+
+
+def signed(text: str) -> bytes:
+    """A note over any text, under the audit key and the log's name."""
+    blob = note_key_id(KEY.spki) + der_from_p1363(KEY.sign(text.encode()))
+    return f"{text}\n\u2014 {ORIGIN} {base64.b64encode(blob).decode()}\n".encode()
+
+
+LAST_NOTE = SAMPLE.notes[1].split("\n\n")[0] + "\n"
+LAST_ROOT = LAST_NOTE.splitlines()[2]
+SIGNED_NONSENSE = {
+    "an extension line": LAST_NOTE + "extension\n",
+    "an empty line": LAST_NOTE + "\n",
+    "no root": f"{ORIGIN}\n5\n",
+    "no size": f"{ORIGIN}\n\n{LAST_ROOT}\n",
+    "size with a zero before": f"{ORIGIN}\n05\n{LAST_ROOT}\n",
+    "size with a sign": f"{ORIGIN}\n+5\n{LAST_ROOT}\n",
+    "size in other digits": f"{ORIGIN}\n\u0665\n{LAST_ROOT}\n",
+    "size out of range": f"{ORIGIN}\n9999999999999999999\n{LAST_ROOT}\n",
+    "size beyond any number": f"{ORIGIN}\n{'9' * 5000}\n{LAST_ROOT}\n",
+    "root of 31 bytes": f"{ORIGIN}\n5\n{base64.b64encode(bytes(31)).decode()}\n",
+    "root without padding": f"{ORIGIN}\n5\n{LAST_ROOT.rstrip('=')}\n",
+    "another origin": LAST_NOTE.replace(ORIGIN, "audit/x"),
+    "a statement of another kind": "pay 5 EUR\n",
+}
+
+
+@pytest.mark.parametrize("text", SIGNED_NONSENSE.values(), ids=SIGNED_NONSENSE.keys())
+def test_a_signature_does_not_make_a_checkpoint_of_every_text(text: str) -> None:
+    """Only the exact form counts, even under the audit key itself."""
+    assert verify(assemble(ORIGIN, [*RECORDS[:-1], ("note", signed(LAST_NOTE))])).ok
+    assert verify(assemble(ORIGIN, [*RECORDS[:-1], ("note", signed(text))])).verdict is Verdict.FAILED
+
+
+def genuine(entries: list[AuditEntry]) -> bytes:
+    """These entries, whatever they say, under a genuine checkpoint of the audit key."""
+    leaves = [entry.encode() for entry in entries]
+    note = KEY.note(ORIGIN, len(leaves), tree_root([leaf_hash(leaf) for leaf in leaves]))
+    return assemble(ORIGIN, [*(("leaf", leaf) for leaf in leaves), ("note", note.encode())])
+
+
+def test_the_audit_key_cannot_make_a_broken_chain_good() -> None:
+    """Index, previous hash and origin hold by themselves: a thief of the audit key, or a defect of the writer, is noticed."""
+    first, second, *_ = (AuditEntry.decode(leaf) for leaf in SAMPLE.leaves)
+    assert verify(genuine([first, second])).ok
+
+    assert "number 2" in failure(genuine([first, replace(second, index=2)]))
+    assert "number 1" in failure(genuine([replace(first, index=1)]))
+    assert "does not continue" in failure(genuine([first, replace(second, previous=bytes(32))]))
+    assert "another log" in failure(genuine([first, replace(second, origin="audit/test/another")]))
+
+
+def test_a_checkpoint_stands_directly_behind_what_it_covers() -> None:
+    """One line too late or too early is out of place, and is named so."""
+    late = [*RECORDS[:3], RECORDS[4], RECORDS[3], *RECORDS[5:]]
+    early = [*RECORDS[:2], RECORDS[3], RECORDS[2], *RECORDS[4:]]
+
+    assert "out of place" in failure(assemble(ORIGIN, late))
+    assert "entries are missing" in failure(assemble(ORIGIN, early))
+
+
+def test_base64_has_one_form() -> None:
+    """Unused bits behind the last byte are refused in leaves and notes, though lenient decoders read the same bytes."""
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    log = LogBuilder()
+    for consent in ("c-1", "c-12", "c-123"):  # three lengths: two of three need padding
+        log.put(AuditEvent.CONSENT_CREATED, consent=consent)
+    lines = log.checkpoint().export().splitlines(keepends=True)
+    tried = 0
+    for at, line in enumerate(lines):
+        if line.endswith(b"=\n"):
+            text = line.decode().rstrip("=\n")
+            loose = text[:-1] + letters[letters.index(text[-1]) + 1] + line.decode()[len(text) :]
+            assert "canonical" in failure(b"".join([*lines[:at], loose.encode(), *lines[at + 1 :]]))
+            tried += 1
+
+    assert tried > 1
+
+
 def signature_of(note: str) -> bytes:
     return base64.b64decode(note.rsplit(" ", 1)[1])
 
@@ -212,10 +323,12 @@ BROKEN = {
     "nothing": b"",
     "header alone": LINES[0],
     "no header": b"".join(LINES[1:]),
+    "header without format": EXPORT.removeprefix(b"custody-audit-export/1 "),
     "another format version": EXPORT.replace(b"export/1", b"export/2", 1),
     "header with two blanks": EXPORT.replace(b"/1 ", b"/1  ", 1),
     "no last line": b"".join(LINES[:-1]),
     "no newline at the end": EXPORT[:-1],
+    "another character for the last newline": EXPORT[:-1] + b"x",
     "something behind the end": EXPORT + b"\n",
     "a second end": EXPORT + LINES[-1],
     "an empty line": LINES[0] + b"\n" + b"".join(LINES[1:]),
@@ -289,7 +402,7 @@ def test_an_unusable_key_is_reported(pem: bytes) -> None:
     report = verify_export(io.BytesIO(EXPORT), public_key=pem)
 
     assert report.verdict is Verdict.FAILED
-    assert "audit key" in str(report.failure)
+    assert "the audit key is not" in str(report.failure)
 
 
 @settings(max_examples=400)
@@ -315,10 +428,10 @@ def test_the_verifier_answers_arbitrary_input_with_a_report(
     export: bytes, key: bytes, note: bytes, origin: str
 ) -> None:
     """Random bytes as export, key, witnessed note and origin never raise."""
-    signed = LINES[0] + b"note " + base64.b64encode(note) + b"\n" + export
+    with_note = LINES[0] + b"note " + base64.b64encode(note) + b"\n" + export
 
     for pem in (key, KEY.pem):
-        for content in (export, LINES[0] + export, signed):
+        for content in (export, LINES[0] + export, with_note):
             report = verify_export(io.BytesIO(content), public_key=pem, origin=origin, witnessed=[note])
             assert report.verdict is Verdict.FAILED
             report = verify_export(io.BytesIO(content), public_key=pem)
