@@ -63,7 +63,10 @@ def json_answer(status: int, document: object, headers: Mapping[str, str] | None
 
 def parse_json_object(body: bytes) -> dict[str, object]:
     """Parse a JSON object; ValueError if it is anything else or has a member twice."""
-    document = json.loads(body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    try:
+        document = json.loads(body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except RecursionError as error:
+        raise ValueError("the body is nested too deeply") from error
     if not isinstance(document, dict):
         raise ValueError("the body is not a JSON object")
     return document

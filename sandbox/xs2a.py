@@ -543,7 +543,7 @@ def _access(value: object) -> dict[str, object]:
                 _iban({"account": reference}, "account")
         return value
     if len(names) == 1 and names <= {"availableAccounts", "availableAccountsWithBalance", "allPsd2"}:
-        if set(value.values()) <= {"allAccounts", "allAccountsWithOwnerName"}:
+        if next(iter(value.values())) in ("allAccounts", "allAccountsWithOwnerName"):
             return value
         raise Refusal(400, "FORMAT_ERROR", "a global access must be allAccounts or allAccountsWithOwnerName")
     raise Refusal(400, "PARAMETER_NOT_SUPPORTED", "this combination of access members is not offered")

@@ -69,7 +69,7 @@ class Session:
         headers = {"Consent-ID": self.consent_id, **(PSU if attended else {})}
         return tpp.xs2a("GET", path, token=self.access_token, headers=headers)
 
-    def pay(self, tpp: DirectTpp, body: Mapping[str, object] | bytes | None = None, **headers: str) -> Reply:
+    def pay(self, tpp: DirectTpp, body: Mapping[str, object] | bytes | None = None, /, **headers: str) -> Reply:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         content = payment_body() if body is None else body
         return tpp.xs2a("POST", SCT, token=self.access_token, body=content, headers={**PSU, **named})
