@@ -22,7 +22,16 @@ from sidecar.domain.provider import (
     Unknown,
 )
 from sidecar.domain.secrets import SealedSecret, SecretContext
-from sidecar.errors import Corrupt, CustodyError, FieldViolation, InvalidField, PreconditionFailed, Refused, Unavailable
+from sidecar.errors import (
+    Corrupt,
+    CustodyError,
+    FieldViolation,
+    Internal,
+    InvalidField,
+    PreconditionFailed,
+    Refused,
+    Unavailable,
+)
 
 
 class Message(msgspec.Struct, tag=True, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -431,6 +440,8 @@ def error_of(failure: Failure) -> CustodyError:
     if failure.kind == "InvalidField":
         field, _, description = failure.description.partition(": ")
         return InvalidField(FieldViolation(field=field, rule="sealed_tokens", description=description))
+    if failure.kind == "Internal":
+        return Internal(failure.description)
     kind = _ERRORS.get(failure.kind, Unavailable)
     return kind(failure.reason, failure.description)
 
