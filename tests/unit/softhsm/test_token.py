@@ -17,6 +17,8 @@ from softhsm.setup import TokenConfiguration, TokenRefusedError, create_token, e
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+ROOT = Path(__file__).resolve().parents[3]
+
 # Opens the token by label and serial, logs in with the PIN file and makes a key: what the sidecar will do. In a process of its own,
 # because the module must not be loaded into the test process.
 _USE = """
@@ -94,6 +96,51 @@ def test_only_the_owner_can_read_what_a_token_is_made_of(tmp_path: Path) -> None
 
     assert modes == {"pin": 0o600, "so-pin": 0o600, "softhsm2.conf": 0o600, "token.json": 0o600, "tokens": 0o700}
     assert stat.S_IMODE(token.directory.stat().st_mode) == 0o700
+
+
+def test_an_open_directory_is_closed_to_others(tmp_path: Path) -> None:
+    """An empty directory that others may look into is closed before PINs are put there."""
+    (tmp_path / "hsm").mkdir(mode=0o755)
+
+    token = create_token(tmp_path / "hsm", label="custody")
+
+    assert stat.S_IMODE(token.directory.stat().st_mode) == 0o700
+
+
+def _initialise(token: TokenConfiguration, label: str) -> subprocess.CompletedProcess[str]:
+    """Runs the process that makes tokens against the place of an existing one."""
+    order = {"module": str(token.module_path), "label": label, "so_pin": "12345678", "pin": "87654321"}
+    return subprocess.run(
+        [sys.executable, "-I", str(ROOT / "softhsm/initialise.py")],
+        input=json.dumps(order),
+        capture_output=True,
+        text=True,
+        env={**os.environ, **token.environment()},
+        timeout=60,
+        check=False,
+    )
+
+
+def test_a_token_that_is_there_is_never_initialised_again(tmp_path: Path) -> None:
+    """Initialising destroys a token's keys, so only a slot without a token is taken: the first token keeps its key."""
+    first = create_token(tmp_path / "hsm", label="custody")
+    assert _use(first).stdout.strip() == "1"
+
+    done = _initialise(first, "second")
+
+    assert done.returncode == 0, done.stdout
+    assert json.loads(done.stdout)["serial"] != first.serial
+    assert _use(first).stdout.strip() == "2"
+
+
+def test_two_tokens_with_one_label_are_refused(tmp_path: Path) -> None:
+    """Where the label does not tell which token was made, no serial is guessed."""
+    first = create_token(tmp_path / "hsm", label="custody")
+
+    done = _initialise(first, "custody")
+
+    assert done.returncode == 1
+    assert json.loads(done.stdout) == {"error": "after initialisation 2 tokens have the label"}
 
 
 def test_the_configuration_names_absolute_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
