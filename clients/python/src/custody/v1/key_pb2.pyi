@@ -301,6 +301,8 @@ class Key(_message.Message):
         """Signs requests to providers and documents. In the HSM."""
         PURPOSE_CLIENT_AUTHENTICATION: Key._Purpose.ValueType  # 5
         """Shows providers who we are (TLS, `private_key_jwt`). In the HSM."""
+        PURPOSE_DOCUMENT_SIGNING: Key._Purpose.ValueType  # 6
+        """Signs documents for applications (SigningService); no bank trusts it."""
 
     class Purpose(_Purpose, metaclass=_PurposeEnumTypeWrapper):
         """What a key is for. New values may be added."""
@@ -317,6 +319,8 @@ class Key(_message.Message):
     """Signs requests to providers and documents. In the HSM."""
     PURPOSE_CLIENT_AUTHENTICATION: Key.Purpose.ValueType  # 5
     """Shows providers who we are (TLS, `private_key_jwt`). In the HSM."""
+    PURPOSE_DOCUMENT_SIGNING: Key.Purpose.ValueType  # 6
+    """Signs documents for applications (SigningService); no bank trusts it."""
 
     class _State:
         ValueType = _typing.NewType("ValueType", _builtins.int)

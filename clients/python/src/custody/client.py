@@ -1,0 +1,472 @@
+"""The blocking client. `custody.aio` has the same names for asyncio.
+
+A call is sent again only when the sidecar was not available and the call cannot act twice; the request id is minted once and
+stays. When an error or a deadline leaves open whether a call was carried out, call again with the error's `request_id`.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from datetime import date, datetime
+from functools import cached_property
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+import grpc
+
+from custody import _calls
+from custody._calls import Call, Page, PagedCall
+from custody._polling import poll_pauses
+from custody._settings import Settings, Tls
+from custody._stubs import Stubs
+from custody._transport import GrpcTransport, Transport
+from custody.errors import WaitTimeoutError
+from custody.money import Money
+from custody.values import (
+    Account,
+    AccountReference,
+    AuditEntry,
+    Balance,
+    BookingFilter,
+    Checkpoint,
+    Consent,
+    Key,
+    PayloadKind,
+    Payment,
+    PaymentProduct,
+    PendingConsent,
+    Provider,
+    PsuContext,
+    Purpose,
+    Signature,
+    Status,
+    Transaction,
+    VerificationKey,
+)
+
+__all__ = ["Accounts", "Audit", "Client", "Consents", "Keys", "Pages", "Payments", "Providers", "Signing"]
+
+T = TypeVar("T")
+ItemT = TypeVar("ItemT")
+
+
+class Client:
+    """A connection to the sidecar. Safe to share between threads; use it as a context manager, or close it.
+
+    `address` is `unix:/path` or `host:port` (with `tls`), else CUSTODY_ADDRESS. `owner` is the person on whose behalf calls
+    are made that name none themselves. `timeout_seconds` covers a call with its retries (else CUSTODY_TIMEOUT, else 30);
+    `max_retries` counts the repeats of one call (else CUSTODY_MAX_RETRIES, else 3).
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        tls: Tls | None = None,
+        owner: str | None = None,
+        timeout_seconds: float | None = None,
+        max_retries: int | None = None,
+    ) -> None:
+        settings = Settings.read(address=address, tls=tls, timeout_seconds=timeout_seconds, max_retries=max_retries)
+        self._take(GrpcTransport(settings), owner)
+
+    @classmethod
+    def over(cls, transport: Transport, *, owner: str | None = None) -> Self:
+        """Make a client that sends through `transport`: how the fake of custody.testing is reached."""
+        client = cls.__new__(cls)
+        client._take(transport, owner)
+        return client
+
+    def _take(self, transport: Transport, owner: str | None) -> None:
+        self._transport = transport
+        self._owner = owner
+        self.consents = Consents(self)
+        self.payments = Payments(self)
+        self.accounts = Accounts(self)
+        self.signing = Signing(self)
+        self.providers = Providers(self)
+        self.keys = Keys(self)
+        self.audit = Audit(self)
+
+    def for_owner(self, owner: str) -> Self:
+        """Answer with a client on the same connection that acts for `owner`. Closing either closes both."""
+        return self.over(self._transport, owner=owner)
+
+    def wait_ready(self, timeout_seconds: float = 30.0) -> None:
+        """Return when the sidecar serves. Raises UnavailableError when it does not within `timeout_seconds`."""
+        self._transport.wait_ready(timeout_seconds)
+
+    def close(self) -> None:
+        """Close the connection. Calls that are under way end with an error; what they began goes on in the sidecar."""
+        self._transport.close()
+
+    @cached_property
+    def stub(self) -> Stubs:
+        """The raw stubs of the contract, on this connection: without retries, deadlines, or readable errors."""
+        if not isinstance(self._transport, GrpcTransport):
+            raise TypeError("raw stubs need a gRPC connection")
+        channel: grpc.Channel = self._transport.channel
+        return Stubs(channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self, call: Call[T], timeout_seconds: float | None = None) -> T:
+        return call.read(self._transport.invoke(call.method, call.request, timeout_seconds=timeout_seconds))
+
+    def _stream(self, call: Call[T], timeout_seconds: float | None = None) -> Iterator[T]:
+        return (
+            call.read(m) for m in self._transport.stream(call.method, call.request, timeout_seconds=timeout_seconds)
+        )
+
+    def _acting_for(self, owner: str | None) -> str:
+        acting_for = owner or self._owner
+        if not acting_for:
+            raise ValueError(
+                "owner is missing: name the person on whose behalf the call is made, or give Client(owner=…)"
+            )
+        return acting_for
+
+    def _perhaps_for(self, owner: str | None) -> str:
+        """Administrators may look at and revoke what belongs to anybody; the sidecar knows who they are."""
+        return owner or self._owner or ""
+
+
+class Pages(Generic[ItemT]):
+    """A list that is fetched page by page, as it is gone through. Each iteration begins anew."""
+
+    def __init__(self, client: Client, call: PagedCall[ItemT]) -> None:
+        self._client = client
+        self._call = call
+
+    def __iter__(self) -> Iterator[ItemT]:
+        for page in self.pages():
+            yield from page.items
+
+    def pages(self) -> Iterator[Page[ItemT]]:
+        """Go through the pages instead of the items."""
+        token = ""
+        while True:
+            page = self._client._run(self._call.page(token))
+            yield page
+            token = page.next_page_token
+            if not token:
+                return
+
+
+class _Resource:
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._run = client._run
+
+
+class Consents(_Resource):
+    """Brings consents into custody and ends them."""
+
+    def create(
+        self,
+        *,
+        provider: str,
+        purposes: Iterable[Purpose],
+        expire_time: datetime,
+        redirect_uri: str,
+        accounts: Iterable[AccountReference | str] = (),
+        psu_context: PsuContext | None = None,
+        payment_limit: Money | None = None,
+        owner: str | None = None,
+        request_id: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> PendingConsent:
+        """Begin a consent; send the person to the answer's `authorisation_uri`."""
+        call = _calls.create_consent(
+            owner=self._client._acting_for(owner),
+            provider=provider,
+            purposes=purposes,
+            accounts=accounts,
+            expire_time=expire_time,
+            redirect_uri=redirect_uri,
+            psu_context=psu_context,
+            payment_limit=payment_limit,
+            request_id=request_id,
+        )
+        return self._run(call, timeout_seconds)
+
+    def complete(
+        self,
+        consent: str,
+        redirected_to: str,
+        *,
+        owner: str | None = None,
+        request_id: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Consent:
+        """Hand in the URI that the person came back to, with all its parameters. The consent is active afterwards.
+
+        Take `consent` from your own session with the person, never from the URI.
+        """
+        parameters = _calls.redirect_parameters(redirected_to)
+        acting_for = self._client._acting_for(owner)
+        call = _calls.complete_consent(consent=consent, owner=acting_for, parameters=parameters, request_id=request_id)
+        return self._run(call, timeout_seconds)
+
+    def import_consent(
+        self,
+        *,
+        provider: str,
+        purposes: Iterable[Purpose],
+        expire_time: datetime,
+        access_token: str,
+        access_expire_time: datetime,
+        refresh_token: str | None = None,
+        accounts: Iterable[AccountReference | str] = (),
+        provider_consent_id: str = "",
+        payment_limit: Money | None = None,
+        owner: str | None = None,
+        request_id: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Consent:
+        """Hand over tokens that were held elsewhere. They are sealed here, before they leave this process.
+
+        Forget them afterwards. A repeat with a request id of before seals anew, which is another content: after an error,
+        RequestIdReusedError tells by its `resource` that the first try had come through.
+        """
+        call = _calls.import_consent(
+            self._run(_calls.get_import_key(), timeout_seconds),
+            owner=self._client._acting_for(owner),
+            provider=provider,
+            purposes=purposes,
+            accounts=accounts,
+            expire_time=expire_time,
+            access_token=access_token,
+            refresh_token=refresh_token,
+            access_expire_time=access_expire_time,
+            provider_consent_id=provider_consent_id,
+            payment_limit=payment_limit,
+            request_id=request_id,
+        )
+        return self._run(call, timeout_seconds)
+
+    def get(self, consent: str, *, owner: str | None = None, timeout_seconds: float | None = None) -> Consent:
+        """Look at one consent."""
+        return self._run(_calls.get_consent(consent=consent, owner=self._client._perhaps_for(owner)), timeout_seconds)
+
+    def list(self, *, owner: str | None = None, page_size: int = 0) -> Pages[Consent]:
+        """Go through the consents of an owner, newest first, the ended ones among them."""
+        return Pages(self._client, _calls.list_consents(owner=self._client._perhaps_for(owner), page_size=page_size))
+
+    def revoke(
+        self,
+        consent: str,
+        *,
+        owner: str | None = None,
+        request_id: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Consent:
+        """End a consent for good."""
+        acting_for = self._client._perhaps_for(owner)
+        return self._run(
+            _calls.revoke_consent(consent=consent, owner=acting_for, request_id=request_id), timeout_seconds
+        )
+
+
+class Payments(_Resource):
+    """Makes payments, each at most once."""
+
+    def initiate(
+        self,
+        consent: str,
+        *,
+        amount: Money,
+        creditor_account: AccountReference | str,
+        creditor_name: str,
+        product: PaymentProduct = PaymentProduct.SEPA_CREDIT_TRANSFER,
+        remittance_information: str = "",
+        end_to_end_id: str = "",
+        debtor_account: AccountReference | str | None = None,
+        psu_context: PsuContext | None = None,
+        owner: str | None = None,
+        request_id: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Payment:
+        """Initiate a payment, or learn how one stands that was initiated with the same `request_id`.
+
+        Mint a `request_id` (str(uuid.uuid4())) and store it with your order before you call, and it is paid once whatever
+        happens. State UNKNOWN, and any error: ask again with the same `request_id`, never with a new one.
+        """
+        call = _calls.initiate_payment(
+            consent=consent,
+            owner=self._client._acting_for(owner),
+            amount=amount,
+            creditor_account=creditor_account,
+            creditor_name=creditor_name,
+            product=product,
+            remittance_information=remittance_information,
+            end_to_end_id=end_to_end_id,
+            debtor_account=debtor_account,
+            psu_context=psu_context,
+            request_id=request_id,
+        )
+        return self._run(call, timeout_seconds)
+
+    def get(self, payment: str, *, owner: str | None = None, timeout_seconds: float | None = None) -> Payment:
+        """Look at one payment; the provider is asked for news where its state is not final."""
+        return self._run(_calls.get_payment(payment=payment, owner=self._client._perhaps_for(owner)), timeout_seconds)
+
+    def list(self, *, consent: str = "", owner: str | None = None, page_size: int = 0) -> Pages[Payment]:
+        """Go through the payments of an owner, newest first, or those made with one consent."""
+        acting_for = self._client._perhaps_for(owner)
+        return Pages(self._client, _calls.list_payments(owner=acting_for, consent=consent, page_size=page_size))
+
+    def wait(
+        self,
+        payment: str,
+        *,
+        timeout_seconds: float = 60.0,
+        owner: str | None = None,
+        until: Callable[[Payment], bool] = lambda payment: payment.state.is_final,
+    ) -> Payment:
+        """Look at a payment again and again until its state is final, or until `until` says so.
+
+        Raises WaitTimeoutError with the payment as it was last seen; the payment goes on.
+        """
+        for pause_seconds in poll_pauses(timeout_seconds, clock=time.monotonic):
+            seen = self.get(payment, owner=owner)
+            if until(seen):
+                return seen
+            time.sleep(pause_seconds)
+        seen = self.get(payment, owner=owner)
+        if until(seen):
+            return seen
+        raise WaitTimeoutError(seen)
+
+
+class Accounts(_Resource):
+    """Reads accounts with a consent. Give `psu_context` if and only if the person is asking now."""
+
+    def list(
+        self,
+        consent: str,
+        *,
+        psu_context: PsuContext | None = None,
+        owner: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> tuple[Account, ...]:
+        """List the accounts that the consent opens."""
+        acting_for = self._client._acting_for(owner)
+        return self._run(
+            _calls.list_accounts(consent=consent, owner=acting_for, psu_context=psu_context), timeout_seconds
+        )
+
+    def balances(
+        self,
+        consent: str,
+        account: str,
+        *,
+        psu_context: PsuContext | None = None,
+        owner: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> tuple[Balance, ...]:
+        """List the balances of one account, `Account.name`."""
+        acting_for = self._client._acting_for(owner)
+        call = _calls.list_balances(consent=consent, owner=acting_for, account=account, psu_context=psu_context)
+        return self._run(call, timeout_seconds)
+
+    def transactions(
+        self,
+        consent: str,
+        account: str,
+        *,
+        date_from: date,
+        date_to: date | None = None,
+        booking: BookingFilter = BookingFilter.BOOKED,
+        psu_context: PsuContext | None = None,
+        owner: str | None = None,
+        page_size: int = 0,
+    ) -> Pages[Transaction]:
+        """Go through the entries of one account, `Account.name`, in the provider's order."""
+        call = _calls.list_transactions(
+            consent=consent,
+            owner=self._client._acting_for(owner),
+            account=account,
+            date_from=date_from,
+            date_to=date_to,
+            booking=booking,
+            psu_context=psu_context,
+            page_size=page_size,
+        )
+        return Pages(self._client, call)
+
+
+class Signing(_Resource):
+    """Signs documents on an owner's behalf."""
+
+    def sign(
+        self,
+        consent: str,
+        payload: bytes,
+        *,
+        payload_kind: PayloadKind,
+        owner: str | None = None,
+        request_id: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Signature:
+        """Sign a document of up to 64 KiB; the answer is a detached JWS over exactly these bytes."""
+        call = _calls.sign(
+            consent=consent,
+            owner=self._client._acting_for(owner),
+            payload=payload,
+            payload_kind=payload_kind,
+            request_id=request_id,
+        )
+        return self._run(call, timeout_seconds)
+
+    def verification_keys(self, *, timeout_seconds: float | None = None) -> tuple[VerificationKey, ...]:
+        """List the public keys that verify signatures."""
+        return self._run(_calls.list_verification_keys(), timeout_seconds)
+
+
+class Providers(_Resource):
+    """Tells at which banks and accounting systems consents can be had."""
+
+    def get(self, provider: str, *, timeout_seconds: float | None = None) -> Provider:
+        """Look at one provider."""
+        return self._run(_calls.get_provider(provider=provider), timeout_seconds)
+
+    def list(self, *, page_size: int = 0) -> Pages[Provider]:
+        """Go through the providers."""
+        return Pages(self._client, _calls.list_providers(page_size=page_size))
+
+
+class Keys(_Resource):
+    """Administers the sidecar; on the administration socket only."""
+
+    def status(self, *, timeout_seconds: float | None = None) -> Status:
+        """Tell how the sidecar, its processes, its HSM and its log are."""
+        return self._run(_calls.get_status(), timeout_seconds)
+
+    def list(self, *, timeout_seconds: float | None = None) -> tuple[Key, ...]:
+        """List the keys that the sidecar uses."""
+        return self._run(_calls.list_keys(), timeout_seconds)
+
+
+class Audit(_Resource):
+    """Hands out the log; on the administration socket only."""
+
+    def entries(
+        self, *, consent: str = "", payment: str = "", newest_first: bool = False, page_size: int = 0
+    ) -> Pages[AuditEntry]:
+        """Go through the entries, decoded."""
+        call = _calls.list_entries(consent=consent, payment=payment, newest_first=newest_first, page_size=page_size)
+        return Pages(self._client, call)
+
+    def checkpoint(self, *, timeout_seconds: float | None = None) -> Checkpoint | None:
+        """Look at the last signed checkpoint; None while there is none."""
+        return self._run(_calls.get_checkpoint(), timeout_seconds)
+
+    def export(self, *, timeout_seconds: float | None = None) -> Iterator[bytes]:
+        """Stream the export file. Only a stream that ends without an error is whole."""
+        return self._client._stream(_calls.export_log(), timeout_seconds)
