@@ -111,6 +111,7 @@ class Descriptor(_Part, frozen=True, kw_only=True):
     schema: Literal[1]
     id: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
     display_name: Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
+    region_code: Annotated[str, msgspec.Meta(pattern=r"^[A-Z]{2}$")]  # ISO 3166-1
     standard: Standard
     api: HttpsUri
     oauth: OAuth

@@ -1,0 +1,1 @@
+"""Servicers translate; they do not decide. One file per service of the contract."""

@@ -1,0 +1,1 @@
+"""Every metric and every log field, defined once (docs/telemetry.md)."""
