@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sandbox.directory import DirectoryError, Layout, initialise
-from sandbox.server import Options, run
+from sandbox.options import Options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "init":
             _init(options)
         else:
-            run(Layout(root=options.directory), _serve_options(options))
+            _serve(options)
     except (DirectoryError, OSError) as error:
         print(f"sandbox: {error}", file=sys.stderr)
         return 1
@@ -41,6 +41,12 @@ def _init(options: argparse.Namespace) -> None:
     print(
         f"the sandbox in {options.directory} is ready; start it with: python -m sandbox serve --directory {options.directory}"
     )
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from sandbox.server import run  # here, because `init` need not wait for a web server to be loaded
+
+    run(Layout(root=options.directory), _serve_options(options))
 
 
 def _serve_options(options: argparse.Namespace) -> Options:

@@ -35,6 +35,7 @@ from sandbox.directory import Client, Layout, load_certificate, load_clients, wr
 from sandbox.faults import Fault, Faults, deliver_raw, spoil_body, substitute
 from sandbox.oauth import AuthorizationServer
 from sandbox.oauth_endpoints import METADATA_PATH, OAuthEndpoints
+from sandbox.options import Options
 from sandbox.payments import IdempotencyKeys, Payments
 from sandbox.pki import CertificateFacts, facts
 from sandbox.signatures import SignatureVerifier
@@ -45,22 +46,6 @@ _HOST = "127.0.0.1"
 _SEEN_MAX = 10_000
 _SHUTDOWN_SECONDS = 0.5
 _RAW_KINDS = ("cut_mid_header", "cut_mid_body", "slow_answer", "wrong_content_length")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """How the bank behaves."""
-
-    port: int = 0  # API listener; 0 lets the system choose
-    browser_port: int = 0
-    control_port: int = 0
-    idempotency: str = "none"  # header | none
-    idempotency_window_seconds: float = 86400.0
-    signature: str = "required"  # required | writes | optional
-    access_token_seconds: int = 600
-    frequency_per_day: int | None = None  # agreed number; None lets each consent's own number count
-    delay_seconds: float = 0.0  # latency of every answer below /v1
-    duration_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +132,11 @@ class Listeners:
         self._addresses = Addresses(issuer=f"https://{_HOST}:{browser}", api=f"https://{_HOST}:{api}")
         self._bank = self._new_bank()
         self._announce(control)
+        print(
+            f"Sandbox bank is up. Pages: {self._addresses.issuer}  Providers: {self._addresses.api}  "
+            f"Ledger: http://{_HOST}:{control}/control/ledger",
+            flush=True,
+        )
 
     def _announce(self, control_port: int) -> None:
         control = f"http://{_HOST}:{control_port}"

@@ -1,7 +1,7 @@
 """Starts the sandbox as a process and steers it: for tests, benchmarks and the demonstration.
 
 Rules this module keeps:
-- The process is bounded in time whatever happens to its parent, and is ended by its handle.
+- Unless told otherwise the process is bounded in time whatever happens to its parent; it is ended by its handle.
 - `approve` does what a browser does and nothing more: it follows the bank's redirects, keeps its cookies, posts its forms,
   and stops at the first address that is not the bank's.
 """
@@ -58,18 +58,19 @@ class SandboxProcess:
         directory: Path,
         *,
         arguments: Sequence[str] = (),
-        duration_seconds: float = 600.0,
+        duration_seconds: float | None = 600.0,
         ready_within_seconds: float = 30.0,
         log: Path | None = None,
     ) -> Self:
         """Start `python -m sandbox serve` on an initialised directory and wait until it accepts requests.
 
-        `arguments` are further options of `serve`; its output goes to `log`, or where this process's output goes.
+        `arguments` are further options of `serve`; its output goes to `log`, or where this process's output goes. Without
+        a duration the caller alone ends it.
         """
         layout = Layout(root=directory)
         layout.announcement.unlink(missing_ok=True)
         command = [sys.executable, "-m", "sandbox", "serve", "--directory", str(directory.resolve())]
-        command += ["--duration", str(duration_seconds), *arguments]
+        command += [*([] if duration_seconds is None else ["--duration", str(duration_seconds)]), *arguments]
         if log is None:
             process = subprocess.Popen(command, cwd=_PACKAGE_ROOT, stdin=subprocess.DEVNULL)
         else:

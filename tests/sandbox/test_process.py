@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+import socket
 import ssl
 import stat
 import subprocess
@@ -46,6 +48,13 @@ def inputs(tmp_path: Path) -> list[str]:
         "--request-signing-public-key",
         str(tmp_path / "signing.pem"),
     ]
+
+
+@pytest.fixture
+def own(prepared: Prepared, tmp_path: Path) -> Layout:
+    """A directory of this test alone, with the session's keys and certificates."""
+    shutil.copytree(prepared.layout.root, tmp_path / "own", ignore=shutil.ignore_patterns("sandbox.json"))
+    return Layout(root=tmp_path / "own")
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -238,20 +247,26 @@ def test_certificates_stand_strict_checks(own: Layout) -> None:
         assert done.returncode == 0, done.stderr
 
 
-def test_old_tls_is_refused(bank: SandboxProcess) -> None:
-    """TLS 1.1 gives no connection at either TLS listener."""
-    import socket
-
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
+@pytest.mark.parametrize("listener", ["api", "browser"])
+def test_old_tls_is_refused(bank: SandboxProcess, listener: str) -> None:
+    """A client that offers TLS 1.1 at most is turned away by the bank; one with TLS 1.2 gets its handshake."""
     context = ssl.create_default_context(cafile=str(bank.info.ca_file))
-    context.minimum_version = ssl.TLSVersion.TLSv1
-    context.maximum_version = ssl.TLSVersion.TLSv1_1
     context.set_ciphers("ALL:@SECLEVEL=0")
-    for name in ("api", "browser"):
-        with (
-            socket.create_connection(("127.0.0.1", bank.info.ports[name]), timeout=10) as raw,
-            pytest.raises(ssl.SSLError),
-        ):
-            context.wrap_socket(raw, server_hostname="127.0.0.1")
+    context.minimum_version = ssl.TLSVersion.TLSv1
+    address = ("127.0.0.1", bank.info.ports[listener])
+
+    context.maximum_version = ssl.TLSVersion.TLSv1_1
+    with socket.create_connection(address, timeout=10) as raw, pytest.raises(ssl.SSLError) as refusal:
+        context.wrap_socket(raw, server_hostname="127.0.0.1")
+    assert "NO_PROTOCOLS_AVAILABLE" not in str(refusal.value), "that would be the client's own refusal"
+
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with (
+        socket.create_connection(address, timeout=10) as raw,
+        context.wrap_socket(raw, server_hostname="127.0.0.1") as tls,
+    ):
+        assert tls.version() == "TLSv1.2"
 
 
 JSON = st.recursive(
@@ -270,15 +285,6 @@ def test_no_body_makes_the_bank_stumble(tpp: JudgedTpp, session: Session, data: 
     reply = tpp.xs2a("POST", path, token=session.access_token, body=body, headers=PSU)
 
     assert reply.status in (201, 400, 401)
-
-
-@pytest.fixture
-def own(prepared: Prepared, tmp_path: Path) -> Layout:
-    """A directory of this test alone, with the session's keys and certificates."""
-    import shutil
-
-    shutil.copytree(prepared.layout.root, tmp_path / "own", ignore=shutil.ignore_patterns("sandbox.json"))
-    return Layout(root=tmp_path / "own")
 
 
 def test_the_whole_way_with_the_helper(own: Layout, prepared: Prepared) -> None:

@@ -1,0 +1,19 @@
+"""How a bank behaves: the options of `serve`, as a value."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How the bank behaves."""
+
+    port: int = 0  # API listener; 0 lets the system choose
+    browser_port: int = 0
+    control_port: int = 0
+    idempotency: str = "none"  # header | none
+    idempotency_window_seconds: float = 86400.0
+    signature: str = "required"  # required | writes | optional
+    access_token_seconds: int = 600
+    frequency_per_day: int | None = None  # agreed number; None lets each consent's own number count
+    delay_seconds: float = 0.0  # latency of every answer below /v1
+    duration_seconds: float | None = None
