@@ -50,6 +50,7 @@ HSM: Final = "hsm"
 EGRESS: Final = "egress"
 
 _MAX_LINE_BYTES: Final = 64 * 1024
+_LAST_WORDS_SECONDS: Final = 1.0
 _KEPT_BY_EVERY_CHILD = frozenset(
     {"HOME", "LANG", "PATH", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX", "TMPDIR", "TZ"}
 )
@@ -346,10 +347,16 @@ class _Child:
         self.connection.close()
         self._wiring.close()
         await asyncio.wait((self.ended,), timeout=within_seconds)
-        return await self.kill()
+        return await self._kill_now()
 
     async def kill(self) -> int:
         """Makes sure that it has ended. The exit code: negative for the signal that ended it."""
+        if self.connection.closed.done():
+            # It closed its socket, so it is on its way out, and its exit code and last words are worth a moment.
+            await asyncio.wait((self.ended,), timeout=_LAST_WORDS_SECONDS)
+        return await self._kill_now()
+
+    async def _kill_now(self) -> int:
         if not self.ended.done():
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)

@@ -1,0 +1,463 @@
+"""The supervisor with the real hsm process on SoftHSM and a stand-in for egress: what dies, hangs or refuses."""
+
+import asyncio
+import hashlib
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+
+from sidecar.domain.provider import KeyPurpose
+from sidecar.domain.secrets import SecretContext
+from sidecar.errors import Corrupt, Unavailable
+from sidecar.gateway.links import HSM_DEADLINE_SECONDS, EgressLink, HsmLink
+from sidecar.gateway.supervisor import ChildRefused, Supervisor, SupervisorTimes, child_environment
+from sidecar.ipc.messages import ChildExit, EgressSettings, HsmSettings
+from sidecar.ports import MasterKeyRecord
+from tests.fakes.token import CLUSTER, ProvisionedToken
+
+DIGEST = hashlib.sha256(b"what is signed").digest()
+STAND_IN = (sys.executable, "-m", "tests.fakes.egress_process")
+CONTEXT = SecretContext(cluster=CLUSTER, owner="owner-1", consent="consent-1")
+# The promise is 5 s, and `test_the_promise_of_five_seconds_fits` does its sum; a busy machine gets slack here.
+PATIENCE_SECONDS = 20.0
+
+
+@pytest.fixture(scope="module")
+def token(tmp_path_factory: pytest.TempPathFactory) -> ProvisionedToken:
+    return ProvisionedToken.make(tmp_path_factory.mktemp("supervisor"))
+
+
+class House:
+    """A running supervisor, its links, and what it said. Keeps its master key as the store would."""
+
+    def __init__(self, supervisor: Supervisor, hsm: HsmLink, egress: EgressLink, lines: list[bytes]) -> None:
+        self.supervisor = supervisor
+        self.hsm = hsm
+        self.egress = egress
+        self.lines = lines
+
+    def events(self) -> list[str]:
+        return [str(msgspec.json.decode(line)["event"]) for line in self.lines]
+
+
+class KeyStore:
+    """Stands for the store: makes the first master key, and loads what there is into every fresh hsm process."""
+
+    def __init__(self) -> None:
+        self.records: list[MasterKeyRecord] = []
+        self.loads = 0
+
+    async def load(self, fresh: HsmLink) -> None:
+        if not self.records:
+            made = await fresh.create_master_key(1)
+            self.records.append(
+                MasterKeyRecord(
+                    key_id=made.key.key_id,
+                    version=1,
+                    wrapped=made.key.wrapped,
+                    root_key_id=made.root_key_id,
+                    current=True,
+                    create_time=datetime.now(UTC),
+                )
+            )
+        self.loads += await fresh.load_master_keys(self.records)
+
+
+@asynccontextmanager
+async def house(
+    token: ProvisionedToken,
+    *,
+    settings: HsmSettings | None = None,
+    load: Callable[[HsmLink], Awaitable[None]] | None = None,
+    times: SupervisorTimes | None = None,
+) -> AsyncIterator[House]:
+    hsm, egress, lines = HsmLink(), EgressLink(), list[bytes]()
+    supervisor = Supervisor(
+        hsm_settings=settings or token.settings(),
+        egress_settings=EgressSettings(cluster=CLUSTER, transports=()),
+        hsm=hsm,
+        egress=egress,
+        on_hsm_started=load or KeyStore().load,
+        on_line=lines.append,
+        environment=token.environment,
+        egress_command=STAND_IN,
+        times=times,
+    )
+    running = House(supervisor, hsm, egress, lines)
+    try:
+        yield running
+    finally:
+        await supervisor.stop()
+
+
+async def until(seconds: float, attempt: Callable[[], Awaitable[object]]) -> float:
+    """Repeats `attempt` while it raises Unavailable, as a caller may. How long it took; fails after `seconds`."""
+    started = time.monotonic()
+    while True:
+        try:
+            await attempt()
+        except Unavailable:
+            assert time.monotonic() - started < seconds, "not recovered in time"
+            await asyncio.sleep(0.02)
+        else:
+            took = time.monotonic() - started
+            assert took < seconds, "recovered too late"
+            return took
+
+
+def test_both_children_run_and_know_each_other(token):
+    """After `start` the HSM signs and egress gets data keys from hsm over a socket that the gateway does not hold."""
+
+    async def check() -> None:
+        async with house(token) as it:
+            await it.supervisor.start()
+            signature = await it.hsm.sign(KeyPurpose.AUDIT, DIGEST)
+            secrets = await it.egress.new_secrets(CONTEXT)
+
+            assert len(signature) == 64
+            assert len(secrets.wrapped_data_key) == 146
+            assert set(it.supervisor.pids) == {"hsm", "egress"}
+            assert it.supervisor.restarts == {"hsm": 0, "egress": 0}
+
+    asyncio.run(check())
+
+
+def test_a_killed_hsm_is_replaced_and_signs_within_five_seconds(token):
+    """kill -9 of hsm: master keys come back first, then signatures, then data keys for egress."""
+
+    async def check() -> None:
+        keys = KeyStore()
+        async with house(token, load=keys.load) as it:
+            await it.supervisor.start()
+            before = it.supervisor.pids["hsm"]
+            wrapped = (await it.egress.new_secrets(CONTEXT)).wrapped_data_key
+            os.kill(before, signal.SIGKILL)
+
+            await until(PATIENCE_SECONDS, lambda: it.hsm.sign(KeyPurpose.AUDIT, DIGEST))
+            await until(PATIENCE_SECONDS, lambda: it.egress.new_secrets(CONTEXT))
+            assert it.supervisor.pids["hsm"] != before
+            assert it.supervisor.restarts == {"hsm": 1, "egress": 0}
+            assert keys.loads == 2
+            assert len(wrapped) == 146
+
+    asyncio.run(check())
+
+
+def test_a_killed_egress_is_replaced_and_wired_to_the_same_hsm(token):
+    """kill -9 of egress does not touch hsm, and the new egress gets data keys from it."""
+
+    async def check() -> None:
+        async with house(token) as it:
+            await it.supervisor.start()
+            pids = it.supervisor.pids
+            os.kill(pids["egress"], signal.SIGKILL)
+
+            await until(PATIENCE_SECONDS, lambda: it.egress.new_secrets(CONTEXT))
+            assert it.supervisor.pids["hsm"] == pids["hsm"]
+            assert it.supervisor.pids["egress"] != pids["egress"]
+            assert it.supervisor.restarts == {"hsm": 0, "egress": 1}
+
+    asyncio.run(check())
+
+
+def test_the_promise_of_five_seconds_fits():
+    """A caller gives up, and a hanging child is found and replaced, within 5 s by the limits themselves."""
+    times = SupervisorTimes()
+
+    assert HSM_DEADLINE_SECONDS < 5.0
+    assert times.silence_seconds + times.ping_every_seconds + times.restart_delays_seconds[0] < 5.0
+
+
+@pytest.mark.parametrize("child", ["hsm", "egress"])
+def test_a_stopped_child_is_replaced(token, child):
+    """SIGSTOP: the process lives and does not answer, as one does that hangs in a call. It is killed and replaced."""
+
+    async def check() -> None:
+        async with house(token) as it:
+            await it.supervisor.start()
+            stopped = it.supervisor.pids[child]
+            process = psutil.Process(stopped)
+            os.kill(stopped, signal.SIGSTOP)
+            started = time.monotonic()
+            with pytest.raises(Unavailable):
+                await (it.hsm.sign(KeyPurpose.AUDIT, DIGEST) if child == "hsm" else it.egress.new_secrets(CONTEXT))
+            failed_after_seconds = time.monotonic() - started
+
+            attempt = (
+                (lambda: it.hsm.sign(KeyPurpose.AUDIT, DIGEST))
+                if child == "hsm"
+                else (lambda: it.egress.new_secrets(CONTEXT))
+            )
+            await until(PATIENCE_SECONDS, attempt)
+            assert failed_after_seconds < PATIENCE_SECONDS
+            assert not process.is_running()
+            assert it.supervisor.restarts[child] == 1
+            assert "child-silent" in it.events()
+
+    asyncio.run(check())
+
+
+def test_a_call_during_the_restart_waits_for_the_new_process(token):
+    """A caller that comes while there is no process is served by the next one, within its own deadline."""
+
+    async def check() -> None:
+        async with house(token) as it:
+            await it.supervisor.start()
+            os.kill(it.supervisor.pids["hsm"], signal.SIGKILL)
+            while it.hsm.connected:
+                await asyncio.sleep(0.005)
+
+            assert len(await it.hsm.sign(KeyPurpose.AUDIT, DIGEST)) == 64
+
+    asyncio.run(check())
+
+
+def test_a_wrong_pin_is_tried_once_and_stops_the_start(token, tmp_path):
+    """The token refuses the PIN: one login, one clear message, and no second start of the process."""
+
+    async def check() -> None:
+        wrong = tmp_path / "pin"
+        wrong.write_text("0000-not-it")
+        wrong.chmod(0o600)
+        async with house(token, settings=token.settings(pin_file=wrong)) as it:
+            with pytest.raises(ChildRefused) as caught:
+                await it.supervisor.start()
+
+            assert caught.value.exit_code == ChildExit.PIN_REFUSED
+            assert caught.value.message == "the token refused the PIN: it was tried once and is not tried again"
+            assert it.events().count("start-refused") == 1
+            assert it.supervisor.restarts["hsm"] == 0
+            assert "0000-not-it" not in repr(it.lines) + repr(caught.value)
+
+    asyncio.run(check())
+
+
+def test_a_pin_that_is_changed_while_running_stops_the_sidecar_after_one_try(token, tmp_path):
+    """A restart with a PIN that no longer fits: `failure` resolves, and nobody tries a second time."""
+
+    async def check() -> None:
+        pin = tmp_path / "pin"
+        pin.write_bytes(token.configuration.pin_file.read_bytes())
+        pin.chmod(0o600)
+        async with house(token, settings=token.settings(pin_file=pin)) as it:
+            await it.supervisor.start()
+            pin.write_text("0000-not-it")
+            os.kill(it.supervisor.pids["hsm"], signal.SIGKILL)
+            refused = await asyncio.wait_for(asyncio.shield(it.supervisor.failure), 20)
+            await asyncio.sleep(1.0)
+
+            assert refused.exit_code == ChildExit.PIN_REFUSED
+            assert it.supervisor.restarts["hsm"] == 1
+            assert it.events().count("start-refused") == 1
+
+    asyncio.run(check())
+
+
+def test_master_keys_that_do_not_open_stop_the_start(token):
+    """A database with another HSM's master key: the reason is given, and no child is left behind."""
+
+    async def check() -> None:
+        async def load(_: HsmLink) -> None:
+            raise Corrupt("ENVELOPE_CORRUPT", "a wrapped master key does not open in this cluster under this version")
+
+        children = set(psutil.Process().children())
+        async with house(token, load=load) as it:
+            with pytest.raises(ChildRefused) as caught:
+                await it.supervisor.start()
+
+        assert caught.value.exit_code == ChildExit.KEY_REFUSED
+        assert caught.value.message.startswith("a wrapped master key does not open")
+        assert set(psutil.Process().children()) <= children
+
+    asyncio.run(check())
+
+
+def test_a_database_that_is_away_during_a_restart_is_waited_for(token):
+    """Master keys cannot be loaded just now: the supervisor goes on trying, and offers the HSM only afterwards."""
+
+    async def check() -> None:
+        keys = KeyStore()
+        away = 0
+
+        async def load(fresh: HsmLink) -> None:
+            nonlocal away
+            if away:
+                away -= 1
+                raise Unavailable("STORE_UNAVAILABLE", "the database does not answer")
+            await keys.load(fresh)
+
+        async with house(token, load=load) as it:
+            await it.supervisor.start()
+            away = 2
+            os.kill(it.supervisor.pids["hsm"], signal.SIGKILL)
+            await until(30, lambda: it.hsm.sign(KeyPurpose.AUDIT, DIGEST))
+
+            assert it.supervisor.restarts["hsm"] == 3
+
+    asyncio.run(check())
+
+
+def test_a_child_that_cannot_be_started_gives_the_status(token):
+    """A command that ends at once, without a word of ours, is reported with its exit status."""
+
+    async def check() -> None:
+        supervisor = Supervisor(
+            hsm_settings=token.settings(),
+            egress_settings=EgressSettings(cluster=CLUSTER, transports=()),
+            hsm=HsmLink(),
+            egress=EgressLink(),
+            on_hsm_started=KeyStore().load,
+            on_line=lambda _: None,
+            environment=token.environment,
+            egress_command=(sys.executable, "-c", "raise SystemExit(9)"),
+        )
+        with pytest.raises(ChildRefused) as caught:
+            await supervisor.start()
+
+        assert caught.value.child == "egress"
+        assert caught.value.exit_code == 9
+
+    asyncio.run(check())
+
+
+def test_stop_ends_both_children(token):
+    """After `stop` no child is left, and each ended by itself."""
+
+    async def check() -> None:
+        async with house(token) as it:
+            await it.supervisor.start()
+            processes = [psutil.Process(pid) for pid in it.supervisor.pids.values()]
+            await it.supervisor.stop()
+
+            assert not any(process.is_running() for process in processes)
+            assert "stopped" in it.events()
+
+    asyncio.run(check())
+
+
+def test_children_end_with_a_gateway_that_is_killed(token, tmp_path):
+    """SIGKILL of the gateway: nobody tells the children anything, and none is left."""
+    script = f"""
+import asyncio, sys
+from pathlib import Path
+import msgspec
+from tests.unit.gateway.test_supervisor import KeyStore, STAND_IN
+from sidecar.gateway.links import EgressLink, HsmLink
+from sidecar.gateway.supervisor import Supervisor
+from sidecar.ipc.messages import EgressSettings, HsmSettings
+
+async def main():
+    supervisor = Supervisor(
+        hsm_settings=msgspec.json.decode({msgspec.json.encode(token.settings())!r}, type=HsmSettings),
+        egress_settings=EgressSettings(cluster="c", transports=()),
+        hsm=HsmLink(), egress=EgressLink(), on_hsm_started=KeyStore().load, egress_command=STAND_IN,
+    )
+    await supervisor.start()
+    Path({str(tmp_path / "pids")!r}).write_text(" ".join(map(str, supervisor.pids.values())))
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+    async def check() -> None:
+        gateway = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            script,
+            env={**token.environment, "PYTHONPATH": "."},
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        try:
+            for _ in range(600):
+                if (tmp_path / "pids").exists() and (tmp_path / "pids").read_text():
+                    break
+                await asyncio.sleep(0.05)
+            children = [psutil.Process(int(pid)) for pid in (tmp_path / "pids").read_text().split()]
+            assert len(children) == 2
+        finally:
+            gateway.kill()
+            await gateway.wait()
+        _, alive = psutil.wait_procs(children, timeout=10)
+        assert alive == []
+
+    asyncio.run(check())
+
+
+def test_foreign_words_of_a_child_are_dropped_once_it_is_ready(token, tmp_path):
+    """Whatever a library prints while a child handles secrets does not reach our log; our own lines do."""
+    program = tmp_path / "talker.py"
+    program.write_text(
+        "import sys, threading, time\n"
+        "sys.stderr.write('before\\n'); sys.stderr.flush()\n"
+        "def talk():\n"
+        "    time.sleep(1.5)\n"
+        '    sys.stderr.write(\'token-canary\\n{"event": "x", "message": "ours"}\\n\'); sys.stderr.flush()\n'
+        "threading.Thread(target=talk, daemon=True).start()\n"
+        "from tests.fakes.egress_process import main\n"
+        "main()\n"
+    )
+
+    async def check() -> None:
+        lines = list[bytes]()
+        supervisor = Supervisor(
+            hsm_settings=token.settings(),
+            egress_settings=EgressSettings(cluster=CLUSTER, transports=()),
+            hsm=HsmLink(),
+            egress=EgressLink(),
+            on_hsm_started=KeyStore().load,
+            on_line=lines.append,
+            environment=token.environment,
+            egress_command=(sys.executable, str(program)),
+        )
+        try:
+            await supervisor.start()
+            for _ in range(200):
+                if b'{"event": "x", "message": "ours"}' in lines:
+                    break
+                await asyncio.sleep(0.05)
+        finally:
+            await supervisor.stop()
+
+        assert b"before" in lines
+        assert b'{"event": "x", "message": "ours"}' in lines
+        assert not any(b"canary" in line for line in lines)
+
+    asyncio.run(check())
+
+
+HOSTILE = {
+    "GRPC_TRACE": "all",
+    "LD_PRELOAD": "/x.so",
+    "SSLKEYLOGFILE": "/keys",
+    "https_proxy": "http://x",
+    "HTTPS_PROXY": "http://x",
+    "PYTHONPATH": "/evil",
+    "PYTHONSTARTUP": "/evil.py",
+    "MALLOC_PERTURB_": "0",
+    "GLIBC_TUNABLES": "glibc.malloc.perturb=0",
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "http://x",
+}
+
+
+@pytest.mark.parametrize("keep_foreign", [True, False])
+def test_a_childs_environment_holds_nothing_that_traces_or_preloads(keep_foreign):
+    """What traces, preloads, proxies or writes key logs does not reach a child; the allocator's switches do."""
+    base = {**HOSTILE, "PATH": "/bin", "LC_ALL": "C", "SOFTHSM2_CONF": "/conf"}
+
+    environment = child_environment(base, keep_foreign=keep_foreign)
+
+    assert not {name: value for name, value in HOSTILE.items() if environment.get(name) == value}
+    assert environment["GLIBC_TUNABLES"] == "glibc.malloc.perturb=90:glibc.malloc.tcache_count=0"
+    assert (environment["PYTHONMALLOC"], environment["LD_BIND_NOW"]) == ("malloc", "1")
+    assert (environment["PATH"], environment["LC_ALL"]) == ("/bin", "C")
+    assert ("SOFTHSM2_CONF" in environment) is keep_foreign
+    assert Path(environment["PYTHONPATH"], "sidecar", "hsm").is_dir()
