@@ -94,15 +94,23 @@ class Person:
     pin: str
 
 
+@dataclass(slots=True, kw_only=True)
+class BooksMemory:
+    """What the books remember."""
+
+    accounts: dict[str, Account]  # by IBAN
+    ledger: list[Entry] = field(default_factory=list)
+
+
 class Books:
     """Accounts and ledger."""
 
-    def __init__(self, *, clock: Clock) -> None:
+    def __init__(self, *, clock: Clock, memory: BooksMemory) -> None:
         self._clock = clock
         self.persons = {person.person_id: person for person in _PERSONS}
-        self.accounts = {account.iban: account for account in _seed_accounts(clock())}
+        self.accounts = memory.accounts
         self.by_resource = {account.resource_id: account for account in self.accounts.values()}
-        self.ledger: list[Entry] = []
+        self.ledger = memory.ledger
 
     def accounts_of(self, person_id: str) -> list[Account]:
         """Return a person's accounts, in the order in which the bank shows them."""
@@ -146,6 +154,11 @@ class Books:
         if creditor is not None:
             creditor.add(_movement(entry, amount_cents, debtor.owner_name, debtor.iban))
         return entry
+
+
+def opening_books(now: float) -> BooksMemory:
+    """Make the books as they are at the start of a bank (seconds since 1970)."""
+    return BooksMemory(accounts={account.iban: account for account in _seed_accounts(now)})
 
 
 def parse_cents(text: str) -> int:

@@ -61,6 +61,7 @@ def _serve_options(options: argparse.Namespace) -> Options:
         frequency_per_day=options.frequency_per_day,
         delay_seconds=options.delay_seconds,
         duration_seconds=options.duration,
+        state=options.state,
     )
 
 
@@ -93,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--access-token-seconds", type=int, default=600)
     serve.add_argument("--frequency-per-day", type=int, help="agreed reads a day without the person, per address")
     serve.add_argument("--delay-seconds", type=_seconds, default=0.0, help="latency of every answer below /v1")
+    serve.add_argument("--state", type=Path, help="file that keeps consents, tokens and ledger over a restart")
     serve.add_argument("--duration", type=_seconds, help="end after so many seconds")
     return parser
 

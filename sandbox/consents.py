@@ -78,11 +78,11 @@ class Consent:
 class Consents:
     """All consents of the bank."""
 
-    def __init__(self, *, clock: Clock, frequency_per_day: int | None) -> None:
+    def __init__(self, *, clock: Clock, frequency_per_day: int | None, memory: dict[str, Consent]) -> None:
         """`frequency_per_day` is what bank and platform have agreed; None lets each consent's own number count."""
         self._clock = clock
         self._agreed = frequency_per_day
-        self._consents: dict[str, Consent] = {}
+        self._consents = memory
 
     def create(
         self, *, client_id: str, access: Mapping[str, object], recurring: bool, valid_until: datetime.date, per_day: int

@@ -98,18 +98,29 @@ class IssuedTokens:
     scope: str
 
 
+@dataclass(slots=True, kw_only=True)
+class OAuthMemory:
+    """What the authorization server remembers; codes and tokens only as hashes."""
+
+    pushed: dict[str, PushedRequest] = field(default_factory=dict)
+    codes: dict[bytes, Grant] = field(default_factory=dict)
+    access: dict[bytes, _AccessToken] = field(default_factory=dict)  # in order of issue, so in order of expiry
+    refresh: dict[bytes, Grant] = field(default_factory=dict)  # current and used ones
+    grants: list[Grant] = field(default_factory=list)
+
+
 class AuthorizationServer:
     """All pushed requests, codes, grants and tokens of the bank."""
 
-    def __init__(self, *, clock: Clock, consents: Consents, access_token_seconds: int) -> None:
+    def __init__(self, *, clock: Clock, consents: Consents, access_token_seconds: int, memory: OAuthMemory) -> None:
         self._clock = clock
         self._consents = consents
         self._access_token_seconds = access_token_seconds
-        self._pushed: dict[str, PushedRequest] = {}
-        self._codes: dict[bytes, Grant] = {}
-        self._access: dict[bytes, _AccessToken] = {}  # in order of issue, so in order of expiry
-        self._refresh: dict[bytes, Grant] = {}  # current and used ones
-        self._grants: list[Grant] = []
+        self._pushed = memory.pushed
+        self._codes = memory.codes
+        self._access = memory.access
+        self._refresh = memory.refresh
+        self._grants = memory.grants
 
     def push(self, client: Client, parameters: Mapping[str, str]) -> str:
         """Check and keep an authorization request (RFC 9126); return its request_uri."""

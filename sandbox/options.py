@@ -1,6 +1,7 @@
 """How a bank behaves: the options of `serve`, as a value."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,3 +18,4 @@ class Options:
     frequency_per_day: int | None = None  # agreed number; None lets each consent's own number count
     delay_seconds: float = 0.0  # latency of every answer below /v1
     duration_seconds: float | None = None
+    state: Path | None = None  # file in which the bank's memory outlives the process; None keeps it in memory only

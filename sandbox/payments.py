@@ -13,7 +13,7 @@ import secrets
 import uuid
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sandbox.books import SETTLE_SECONDS, Account, Books
 from sandbox.web import Answer, Clock
@@ -75,14 +75,23 @@ class Payment:
         return self.outcome is None
 
 
+@dataclass(slots=True, kw_only=True)
+class PaymentsMemory:
+    """What the payments remember."""
+
+    payments: dict[str, Payment] = field(default_factory=dict)
+    approvals: dict[str, Payment] = field(default_factory=dict)  # by the id in the approval link
+    answers: OrderedDict[tuple[str, str], tuple[float, bytes, Answer]] = field(default_factory=OrderedDict)
+
+
 class Payments:
     """All payments of the bank."""
 
-    def __init__(self, *, clock: Clock, books: Books) -> None:
+    def __init__(self, *, clock: Clock, books: Books, memory: PaymentsMemory) -> None:
         self._clock = clock
         self._books = books
-        self._payments: dict[str, Payment] = {}
-        self._approvals: dict[str, Payment] = {}
+        self._payments = memory.payments
+        self._approvals = memory.approvals
 
     def initiate(self, instruction: Instruction) -> Payment:
         """Take up a payment; execute it at once if the standing authorisation covers it."""
@@ -168,10 +177,10 @@ class KeyConflict(Exception):
 class IdempotencyKeys:
     """First answers by client and key, for `window_seconds`."""
 
-    def __init__(self, *, clock: Clock, window_seconds: float) -> None:
+    def __init__(self, *, clock: Clock, window_seconds: float, memory: PaymentsMemory) -> None:
         self._clock = clock
         self._window_seconds = window_seconds
-        self._answers: OrderedDict[tuple[str, str], tuple[float, bytes, Answer]] = OrderedDict()
+        self._answers = memory.answers
 
     def earlier(self, client_id: str, key: str, request: bytes) -> Answer | None:
         """Return the first answer to this key, None if it is new, KeyConflict if the request differs."""

@@ -33,6 +33,7 @@ from sandbox.consents import Consents
 from sandbox.control import Seen, control_answer
 from sandbox.directory import Client, Layout, load_certificate, load_clients, write_file
 from sandbox.faults import Fault, Faults, deliver_raw, spoil_body, substitute
+from sandbox.memory import Memory, load_memory, opening_memory, save_memory
 from sandbox.oauth import AuthorizationServer
 from sandbox.oauth_endpoints import METADATA_PATH, OAuthEndpoints
 from sandbox.options import Options
@@ -59,13 +60,21 @@ class Bank:
 
 
 def build_bank(
-    *, options: Options, clients: Mapping[str, Client], ca: x509.Certificate, addresses: Addresses, clock: Clock
+    *,
+    options: Options,
+    memory: Memory,
+    clients: Mapping[str, Client],
+    ca: x509.Certificate,
+    addresses: Addresses,
+    clock: Clock,
 ) -> Bank:
-    """Put the bank together."""
-    books = Books(clock=clock)
-    consents = Consents(clock=clock, frequency_per_day=options.frequency_per_day)
-    payments = Payments(clock=clock, books=books)
-    server = AuthorizationServer(clock=clock, consents=consents, access_token_seconds=options.access_token_seconds)
+    """Put the bank together on what it remembers."""
+    books = Books(clock=clock, memory=memory.books)
+    consents = Consents(clock=clock, frequency_per_day=options.frequency_per_day, memory=memory.consents)
+    payments = Payments(clock=clock, books=books, memory=memory.payments)
+    server = AuthorizationServer(
+        clock=clock, consents=consents, access_token_seconds=options.access_token_seconds, memory=memory.oauth
+    )
     authenticator = ClientAuthenticator(clients=clients, issuer=addresses.issuer, clock=clock)
     window = options.idempotency_window_seconds
     return Bank(
@@ -80,7 +89,7 @@ def build_bank(
             oauth=server,
             signatures=SignatureVerifier(ca=ca, clock=clock),
             signature_required=_signature_rule(options.signature),
-            idempotency=IdempotencyKeys(clock=clock, window_seconds=window)
+            idempotency=IdempotencyKeys(clock=clock, window_seconds=window, memory=memory.payments)
             if options.idempotency == "header"
             else None,
             addresses=addresses,
@@ -120,6 +129,8 @@ class Listeners:
         self._faults = Faults()
         self._seen: deque[Seen] = deque(maxlen=_SEEN_MAX)
         self._addresses = Addresses(issuer="", api="")
+        state = load_memory(options.state) if options.state is not None else None
+        self._memory = state if state is not None else opening_memory(time.time())
         self._bank: Bank | None = None
 
     async def start(self, stack: AsyncExitStack) -> None:
@@ -159,7 +170,12 @@ class Listeners:
 
     def _new_bank(self) -> Bank:
         return build_bank(
-            options=self._options, clients=self._clients, ca=self._ca, addresses=self._addresses, clock=time.time
+            options=self._options,
+            memory=self._memory,
+            clients=self._clients,
+            ca=self._ca,
+            addresses=self._addresses,
+            clock=time.time,
         )
 
     def _tls(self, *, client_certificates: bool) -> ssl.SSLContext:
@@ -192,7 +208,15 @@ class Listeners:
 
     def _work(self, call: Call) -> Answer:
         bank = self._ready()
-        return bank.xs2a.answer(call) if call.path.startswith("/v1/") else bank.oauth.answer(call)
+        answer = bank.xs2a.answer(call) if call.path.startswith("/v1/") else bank.oauth.answer(call)
+        if call.method != "GET":
+            self._save()
+        return answer
+
+    def _save(self) -> None:
+        """Keep the memory, before anybody is told what it says. Reads change nothing worth the write."""
+        if self._options.state is not None:
+            save_memory(self._options.state, self._memory)
 
     async def _spoiled(self, request: web.BaseRequest, call: Call, fault: Fault, seen: Seen) -> web.StreamResponse:
         if fault.kind == "delay_before_commit":
@@ -227,13 +251,17 @@ class Listeners:
     async def _on_browser(self, request: web.BaseRequest) -> web.StreamResponse:
         call = await _call(request)
         bank = self._ready()
-        return _response(bank.oauth.answer(call) if call.path == METADATA_PATH else bank.browser.answer(call))
+        answer = bank.oauth.answer(call) if call.path == METADATA_PATH else bank.browser.answer(call)
+        self._save()  # after a GET too: it uses a request_uri up
+        return _response(answer)
 
     async def _on_control(self, request: web.BaseRequest) -> web.StreamResponse:
         call = await _call(request)
         answer = control_answer(call, books=self._ready().books, faults=self._faults, seen=self._seen)
         if answer is None:
+            self._memory = opening_memory(time.time())
             self._bank = self._new_bank()
+            self._save()
             self._faults.clear()
             self._seen.clear()
             answer = Answer(status=204)

@@ -1,7 +1,9 @@
 """The sandbox as a command: init, serve, and a clean end."""
 
+import http.client
 import json
 import os
+import pickle
 import shutil
 import signal
 import socket
@@ -22,7 +24,17 @@ from hypothesis import strategies as st
 from sandbox.direct import new_keys
 from sandbox.directory import Layout, load_clients
 from sandbox.testing import SandboxError, SandboxProcess
-from tests.sandbox.support import PSU, SCT, JudgedTpp, Prepared, Session, approve, consent_body, payment_body
+from tests.sandbox.support import (
+    CURRENT_ID,
+    PSU,
+    SCT,
+    JudgedTpp,
+    Prepared,
+    Session,
+    approve,
+    consent_body,
+    payment_body,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -300,3 +312,66 @@ def test_the_whole_way_with_the_helper(own: Layout, prepared: Prepared) -> None:
     assert isinstance(accounts, list)
     assert len(accounts) == 3
     assert [entry["payment_id"] for entry in ledger] == [paid.json()["paymentId"]]
+
+
+def test_a_killed_bank_remembers(own: Layout, prepared: Prepared, tmp_path: Path) -> None:
+    """With --state a bank that was killed after executing a payment still has it, its consent, tokens, and keys."""
+    arguments = ["--state", str(tmp_path / "state"), "--idempotency", "header"]
+    with SandboxProcess.start(own.root, arguments=arguments) as bank:
+        tpp = prepared.tpp(bank)
+        session = approve(bank, tpp)
+        bank.set_fault("cut_after_commit", SCT)
+        with pytest.raises((http.client.HTTPException, OSError)):
+            session.pay(tpp, Idempotency_Key="k-1")
+        executed = bank.ledger()
+        bank.kill()
+        tpp.close()
+    with SandboxProcess.start(own.root, arguments=arguments) as bank:
+        tpp = prepared.tpp(bank)
+        after_kill = bank.ledger()
+        again = session.pay(tpp, Idempotency_Key="k-1")
+        refreshed = tpp.refresh(session.refresh_token)
+        balances = session.read(tpp, f"/v1/accounts/{CURRENT_ID}/balances")
+        ledger = bank.ledger()
+        bank.reset()
+        after_reset = bank.ledger()
+        tpp.close()
+
+    assert len(executed) == 1
+    assert after_kill == executed == ledger
+    assert again.json()["paymentId"] == executed[0]["payment_id"]
+    assert refreshed.status == 200
+    assert b"12468.05" in balances.body
+    assert after_reset == []
+    state = (tmp_path / "state").read_bytes()
+    assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o600
+    assert session.access_token.encode() not in state
+    assert session.refresh_token.encode() not in state
+
+
+def test_a_code_is_good_once_over_a_restart(own: Layout, prepared: Prepared, tmp_path: Path) -> None:
+    """With --state the second use of a code is found out by the next process too, and revokes what the first gave."""
+    arguments = ["--state", str(tmp_path / "state")]
+    with SandboxProcess.start(own.root, arguments=arguments) as bank:
+        tpp = prepared.tpp(bank)
+        session = approve(bank, tpp)
+        bank.kill()
+        tpp.close()
+    with SandboxProcess.start(own.root, arguments=arguments) as bank:
+        tpp = prepared.tpp(bank)
+        again = tpp.exchange(session.code, session.verifier)
+        read = session.read(tpp, "/v1/accounts")
+        tpp.close()
+
+    assert (again.status, read.status) == (400, 401)
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", pickle.dumps((0, None)), pickle.dumps(1)])
+def test_a_foreign_state_file_is_refused(own: Layout, tmp_path: Path, content: bytes) -> None:
+    """A state file that is none ends the start with exit code 1 and a plain line."""
+    (tmp_path / "state").write_bytes(content)
+    done = sandbox("serve", "--directory", str(own.root), "--state", str(tmp_path / "state"))
+
+    assert done.returncode == 1
+    assert "remove it to start anew" in done.stderr
+    assert "Traceback" not in done.stderr
