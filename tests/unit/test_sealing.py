@@ -280,7 +280,8 @@ def test_refusals_cannot_be_told_apart(name: str, changes: dict[str, Any]) -> No
 @pytest.mark.parametrize("offset", [10, 30, 62, 98, -1], ids=["key id", "salt", "commitment", "ciphertext", "tag"])
 def test_every_refusal_does_the_same_work(offset: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever part is wrong, keys are derived once and the ciphertext is decrypted once, so time does not tell."""
-    sealed, work = bytearray(seal()), []
+    work: list[str] = []
+    sealed = bytearray(seal())
     sealed[offset] ^= 1
     for owner, name in ((hkdf, "extract_into"), (hkdf, "expand_into"), (sealing, "_aead_open_into")):
         monkeypatch.setattr(owner, name, _counted(getattr(owner, name), name, work))
@@ -410,7 +411,7 @@ def test_hsm_that_returns_another_length(returned: bytes) -> None:
 )
 def test_root_wrap_refuses_what_breaks_the_format(changes: dict[str, Any]) -> None:
     """Wrong sizes and contexts that no master key has are ValueErrors before anything reaches the HSM."""
-    arguments = {
+    arguments: dict[str, Any] = {
         "key_id": KEY_ID, "key_version": 1, "iv": bytes(12), "master_key": MASTER, "context": MASTER_CONTEXT
     }  # fmt: skip
 

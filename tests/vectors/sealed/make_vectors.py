@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -24,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 from sidecar import hkdf, sealing  # noqa: E402
 from sidecar.domain.secrets import SecretContext, SecretKind  # noqa: E402
 
-type_of_case = dict[str, object]
+Case = dict[str, Any]
 
 KEY_ID = bytes.fromhex("000102030405060708090a0b0c0d0e0f")
 ORIGIN = "https://api.bank.example:443"
@@ -60,7 +61,7 @@ def main(arguments: list[str]) -> int:
     return int(stale)
 
 
-def positive() -> Iterator[type_of_case]:
+def positive() -> Iterator[Case]:
     for kind in (
         SecretKind.ACCESS_TOKEN,
         SecretKind.REFRESH_TOKEN,
@@ -81,7 +82,7 @@ def positive() -> Iterator[type_of_case]:
     yield opens("zero_key_id", seal(key_id=bytes(16)))
 
 
-def negative() -> Iterator[type_of_case]:
+def negative() -> Iterator[Case]:
     yield from bad_fields()
     yield from bad_lengths()
     yield from other_contexts()
@@ -89,9 +90,9 @@ def negative() -> Iterator[type_of_case]:
     yield from replaced_parts()
 
 
-def bad_fields() -> Iterator[type_of_case]:
+def bad_fields() -> Iterator[Case]:
     """Every field of the header, set to values that no reader may accept."""
-    bad_values: dict[str, list[object]] = {
+    bad_values: dict[str, list[Any]] = {
         "magic": [b"TCST", b"tcss", bytes(4)],
         "format": [0, 2, 255],
         "suite": [0, 3, 0x0100, 0x0478, 0xFFFF],
@@ -114,7 +115,7 @@ def bad_fields() -> Iterator[type_of_case]:
         yield refused(f"kind_{kind}_in_header_and_expected", changed(seal(), kind=kind), kind=SecretKind(kind))
 
 
-def bad_lengths() -> Iterator[type_of_case]:
+def bad_lengths() -> Iterator[Case]:
     sealed = seal()
     for length in range(len(sealed)):
         field = "header" if length < HEADER.size else "length"
@@ -131,9 +132,9 @@ def bad_lengths() -> Iterator[type_of_case]:
     yield malformed("nothing_but_a_tag", only_tag, "length")
 
 
-def other_contexts() -> Iterator[type_of_case]:
+def other_contexts() -> Iterator[Case]:
     """The same bytes, found in another row or under another configuration."""
-    swaps = {
+    swaps: dict[str, list[Any]] = {
         "cluster": ["cluster-b", "Cluster-a", "cluster-a ", "cluster-", ""],
         "owner": ["owner-2", "", "OWNER-1", "owner-1\u0000", "owner-1consent-1"],
         "consent": ["consent-2", "", "consent-1 "],
@@ -160,7 +161,7 @@ def other_contexts() -> Iterator[type_of_case]:
     yield refused("owner_of_65536_bytes", seal(), context=replace(TOKEN_CONTEXT, owner="o" * 65_536))
 
 
-def other_keys_and_kinds() -> Iterator[type_of_case]:
+def other_keys_and_kinds() -> Iterator[Case]:
     yield refused("other_key", seal(), key=OTHER_KEY)
     yield refused("key_with_one_bit_flipped", seal(), key=bytes([KEY[0] ^ 1]) + KEY[1:])
     for kind in (SecretKind.REFRESH_TOKEN, SecretKind.PKCE_VERIFIER, SecretKind.CLIENT_SECRET):
@@ -175,7 +176,7 @@ def other_keys_and_kinds() -> Iterator[type_of_case]:
     yield refused("data_key_with_an_origin", data_key, kind=SecretKind.DATA_KEY, context=with_owner)
 
 
-def replaced_parts() -> Iterator[type_of_case]:
+def replaced_parts() -> Iterator[Case]:
     sealed, other = seal(), seal(salt=random("other salt"))
     other_fields = fields(other)
     yield refused("commitment_zero", changed(sealed, commitment=bytes(32)))
@@ -194,10 +195,10 @@ def replaced_parts() -> Iterator[type_of_case]:
     yield refused("encrypted_without_associated_data", sealed[: HEADER.size] + without_context)
 
 
-def root() -> Iterator[type_of_case]:
+def root() -> Iterator[Case]:
     """Suite 0x0002, with a root key that is known here, as it never is in an HSM."""
     master = random("master key")
-    common = {"key": ROOT_KEY, "kind": SecretKind.MASTER_KEY, "context": MASTER_CONTEXT}
+    common: dict[str, Any] = {"key": ROOT_KEY, "kind": SecretKind.MASTER_KEY, "context": MASTER_CONTEXT}
     sealed = wrap(ROOT_KEY, master)
     yield opens("master_key", sealed, plaintext=master, **common)
     yield refused("other_root_key", sealed, **{**common, "key": OTHER_KEY})
@@ -219,9 +220,9 @@ def root() -> Iterator[type_of_case]:
     yield refused("read_as_a_token", sealed, key=ROOT_KEY)
 
 
-def two_keys() -> list[type_of_case]:
+def two_keys() -> list[Case]:
     """One ciphertext and tag that plain AES-256-GCM opens under both keys (an "invisible salamander")."""
-    cases = []
+    cases: list[Case] = []
     first, second = fields(seal())["commitment"], fields(seal(key=OTHER_KEY))["commitment"]
     for name, commitment in (("first", first), ("second", second), ("neither", random("commitment"))):
         head = changed(seal(plaintext=bytes(48)), commitment=commitment)[: HEADER.size]
@@ -316,12 +317,12 @@ def authenticated(sealed: bytes, context: SecretContext = TOKEN_CONTEXT) -> byte
     return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
 
 
-def fields(sealed: bytes) -> dict:
+def fields(sealed: bytes) -> dict[str, Any]:
     padded_head = sealed[: HEADER.size]
     return dict(zip(FIELDS, HEADER.unpack(padded_head), strict=True))
 
 
-def changed(sealed: bytes, **changes: object) -> bytes:
+def changed(sealed: bytes, **changes: Any) -> bytes:
     return HEADER.pack(*{**fields(sealed), **changes}.values()) + sealed[HEADER.size :]
 
 
@@ -329,15 +330,15 @@ def swapped(context: SecretContext, first: str, second: str) -> SecretContext:
     return replace(context, **{first: getattr(context, second), second: getattr(context, first)})
 
 
-def opens(name: str, sealed: bytes, *, plaintext: bytes = TOKEN, **given: object) -> type_of_case:
+def opens(name: str, sealed: bytes, *, plaintext: bytes = TOKEN, **given: Any) -> Case:
     return {**case(name, sealed, **given), "result": "opens", "plaintext": plaintext.hex()}
 
 
-def malformed(name: str, sealed: bytes, field: str, **given: object) -> type_of_case:
+def malformed(name: str, sealed: bytes, field: str, **given: Any) -> Case:
     return {**case(name, sealed, **given), "result": "malformed", "field": field}
 
 
-def refused(name: str, sealed: bytes, **given: object) -> type_of_case:
+def refused(name: str, sealed: bytes, **given: Any) -> Case:
     return {**case(name, sealed, **given), "result": "refused"}
 
 
@@ -348,7 +349,7 @@ def case(
     key: bytes = KEY,
     kind: SecretKind = SecretKind.ACCESS_TOKEN,
     context: SecretContext = TOKEN_CONTEXT,
-) -> type_of_case:
+) -> Case:
     return {"name": name, "key": key.hex(), "kind": int(kind), "context": asdict(context), "sealed": sealed.hex()}
 
 
@@ -365,7 +366,7 @@ def number(data: bytes) -> int:
     return int.from_bytes(data, "big")
 
 
-def shown(value: object) -> str:
+def shown(value: bytes | int) -> str:
     return value.hex() if isinstance(value, bytes) else str(value)
 
 
