@@ -1,6 +1,6 @@
 # `make` alone shows what there is. Needed: git, make, Python 3.11 or newer with venv. Everything else is fetched into this folder.
 #
-# PYTHON=…       the Python to set up with (default: /usr/bin/python3, then python3)
+# PYTHON=…       the Python to set up with (default: the last one, then /usr/bin/python3, then python3)
 # ARGS=…         more arguments for pytest, e.g. make test ARGS='tests/unit -k money'
 # INTERACTIVE=1  make run: you approve the consent yourself, in a browser
 # STORE=…        make run: the database (default: SQLite)

@@ -8,11 +8,12 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from tools.setup.__main__ import Step, carry_out
+from tools.setup.__main__ import Step, carry_out, main
 from tools.setup.commands import Commands, SetupError
 from tools.setup.environment import Environment, clean_environ, uv_settings
 from tools.setup.progress import Progress
@@ -107,6 +108,64 @@ def test_a_failed_step_ends_the_set_up() -> None:
     assert re.search(r"(✗|failed) First  \d", out.getvalue())
 
 
+def test_a_working_copy_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the operating system refuses is said with the file's name, not with a traceback."""
+    (tmp_path / ".cache").write_text("a file where a folder belongs")
+
+    assert main(tmp_path) == 1
+
+    assert capsys.readouterr().err.startswith(
+        f"set-up: {tmp_path / '.cache'}: File exists. Does the working copy belong to you"
+    )
+
+
+def test_an_interruption_is_not_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C ends the set-up with one line and the status that shells expect."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tools.setup.__main__.carry_out", interrupt)
+
+    assert main(tmp_path) == 130
+    assert capsys.readouterr().err == "set-up: interrupted; the next one goes on from here.\n"
+
+
+def test_two_set_ups_take_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While one set-up runs, another says that it waits, and goes on when the first has ended."""
+    inside = threading.Event()
+    leave = threading.Event()
+    order: list[str] = []
+
+    def hold(*_: object) -> None:
+        order.append("in")
+        inside.set()
+        leave.wait(60)
+        order.append("out")
+
+    monkeypatch.setattr("tools.setup.__main__.carry_out", hold)
+    first = threading.Thread(target=main, args=(tmp_path,))
+    second = threading.Thread(target=main, args=(tmp_path,))
+    first.start()
+    assert inside.wait(60)
+    second.start()
+    output = ""
+    deadline = time.monotonic() + 60
+    while "waiting for it" not in output and time.monotonic() < deadline:
+        output += capsys.readouterr().out
+        time.sleep(0.01)
+    leave.set()
+    first.join(60)
+    second.join(60)
+
+    assert "Another set-up of this working copy is running; waiting for it." in output
+    assert order == ["in", "out", "in", "out"]
+
+
 def test_plain_output_has_no_control_characters() -> None:
     """In a log each step is a line at its start and a line with its seconds at its end."""
     out = io.StringIO()
@@ -180,6 +239,13 @@ def test_an_environment_that_does_not_fit_is_made_again(copy: Path) -> None:
     (copy / ".venv" / "pyvenv.cfg").write_text("version = 3.9.2\n")
     assert environment.needs_making()
 
+    (copy / ".venv" / "pyvenv.cfg").write_text(f"version = {sys.version_info.major}.{sys.version_info.minor}.0\n")
+    assert not environment.needs_making()
+
+    (copy / ".venv" / "lib").rename(copy / "lost")
+    assert environment.needs_making()
+
+    (copy / "lost").rename(copy / ".venv" / "lib")
     (copy / ".venv" / "bin" / "python").unlink()
     assert environment.needs_making()
 
@@ -318,6 +384,29 @@ def test_the_chosen_python_runs_the_set_up(tmp_path: Path) -> None:
     done = _start(tmp_path, '[ "$1" = -c ] || { pwd; echo "$@"; }')
 
     assert done.stdout.splitlines() == [str(tmp_path), "-B -m tools.setup"]
+
+
+def test_the_python_of_the_last_set_up_is_kept(tmp_path: Path) -> None:
+    """Whoever set up with a Python of their own gets the same one next time, without naming it again."""
+    for name in ("mine", "other"):
+        (tmp_path / name).write_text(f'#!/bin/sh\n[ "$1" = -c ] || echo {name}\n')
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "other").rename(tmp_path / "python3")
+    (tmp_path / "tools/setup").mkdir(parents=True)
+    (tmp_path / "tools/setup/start.sh").write_text(START.read_text())
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv/pyvenv.cfg").write_text(f"home = {tmp_path}\nversion = 3.13.0\nexecutable = {tmp_path}/mine\n")
+
+    done = subprocess.run(
+        ["/bin/sh", str(tmp_path / "tools/setup/start.sh")],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.stdout == "mine\n"
 
 
 def test_an_old_python_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -28,15 +28,20 @@ class Step:
     do: Callable[[], object]
 
 
-def main() -> int:
+def main(root: Path | None = None) -> int:
     """0: everything is in place. 1: it is not, and standard error says why. 130: interrupted."""
-    root = Path(__file__).resolve().parents[2]
+    root = root or Path(__file__).resolve().parents[2]
     progress = Progress(sys.stdout)
     try:
         with _alone(root / ".cache" / "set-up.lock", progress):
             carry_out(_steps(root), progress)
     except (SetupError, ModuleMissingError) as error:
         sys.stderr.write(f"set-up: {error}\n")
+        return 1
+    except OSError as error:
+        sys.stderr.write(
+            f"set-up: {error.filename}: {error.strerror}. Does the working copy belong to you, and is there space?\n"
+        )
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("set-up: interrupted; the next one goes on from here.\n")

@@ -47,8 +47,9 @@ class Environment:
 
     def needs_making(self) -> bool:
         """There is none, it belongs to another Python, or the working copy was moved (its scripts name their old place)."""
+        whole = self._python.is_file() and self._packages.is_dir()
         noted = self._noted().get("root", str(self.root))
-        return not self._python.is_file() or self._made_with() != _own_version() or noted != str(self.root)
+        return not whole or self._made_with() != _own_version() or noted != str(self.root)
 
     def make(self) -> None:
         """Makes it anew with the Python that runs this."""
@@ -88,6 +89,10 @@ class Environment:
     @property
     def _python(self) -> Path:
         return self._directory / "bin" / "python"
+
+    @property
+    def _packages(self) -> Path:
+        return self._directory / "lib" / f"python{_own_version()}" / "site-packages"
 
     @property
     def _note(self) -> Path:
@@ -145,12 +150,10 @@ class Environment:
         return {**settings, **uv_settings(listing)}
 
     def _project_files(self) -> list[tuple[Path, str]]:
-        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-        packages = self._directory / "lib" / version / "site-packages"
         sources = "".join(f"{(self.root / source).resolve()}\n" for source in _SOURCES)
         scripts = tomllib.loads((self.root / "pyproject.toml").read_text())["project"]["scripts"]
         commands = [(self._directory / "bin" / name, self._script(entry)) for name, entry in scripts.items()]
-        return [(packages / "token_custody_sidecar.pth", sources), *commands]
+        return [(self._packages / "token_custody_sidecar.pth", sources), *commands]
 
     def _script(self, entry: str) -> str:
         """A command that calls `module:function`. Starts as a shell script: a `#!` line can hold no space and no long path."""

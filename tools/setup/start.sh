@@ -1,8 +1,8 @@
 #!/bin/sh
 # Finds a Python that can make a virtual environment and hands over to tools/setup, which does the rest.
 #
-# Order: $PYTHON; /usr/bin/python3; python3. It has to be 3.11 or newer and able to make virtual environments, which Debian and
-# Ubuntu package apart. As root that package is installed; otherwise the one line to type is printed. sudo is never called.
+# Order: $PYTHON; the one that .venv was made with; /usr/bin/python3; python3. It has to be 3.11 or newer and able to make virtual
+# environments, which Debian and Ubuntu package apart. As root that package is installed; otherwise the one line to type is printed. sudo is never called.
 set -eu
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
@@ -43,6 +43,8 @@ choose() {
         set -- "$PYTHON"
     else
         set -- /usr/bin/python3 python3
+        before=$(sed -n 's/^executable = //p' "$root/.venv/pyvenv.cfg" 2>/dev/null) || before=
+        [ -z "$before" ] || set -- "$before" "$@"
     fi
     incomplete=
     for candidate in "$@"; do
