@@ -43,6 +43,7 @@ __all__ = ["Consents", "CreateConsent", "ImportTokens", "Redirect"]
 _LONGEST_LIFE = timedelta(
     days=180
 )  # Regulation (EU) 2018/389 art. 10a: strong authentication is renewed after 180 days
+_TELL_FOR = timedelta(days=1)
 _ENDED = frozenset({ConsentState.REVOKED, ConsentState.EXPIRED, ConsentState.FAILED})
 
 
@@ -412,14 +413,15 @@ class Consents:
             await self._tasks.run(self._finish(expired))
         return len(due)
 
-    async def finish_ended(self, *, limit: int = 100, tell_again: bool) -> int:
-        """Tells providers of consents that ended while they could not be reached, and destroys what is left of them.
+    async def finish_ended(self, *, limit: int = 100) -> int:
+        """Tells providers of consents that ended while they could not be told, and destroys what is left of them.
 
-        Without `tell_again` the key is destroyed even where the provider still cannot be told.
+        A provider that cannot be told within a day is told no more: the key goes without it.
         """
         ended = await self._store.consents(ConsentFilter(states=_ENDED, holds_key=True), after="", limit=limit)
         for consent in ended:
-            await self._tasks.run(self._finish(consent, keep_if_untold=tell_again))
+            since = consent.revoke_time or min(consent.expire_time, self._clock.now())
+            await self._tasks.run(self._finish(consent, keep_if_untold=self._clock.now() - since < _TELL_FOR))
         return len(ended)
 
     async def _finish(self, consent: Consent, *, keep_if_untold: bool = True) -> Consent:

@@ -392,6 +392,16 @@ class KeyReference(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     id_hex: str
 
 
+class KeyFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """keys.json, as provisioning writes it. `keys` is what `HsmSettings.keys` takes; `descriptions` is what was read back from
+    the token, public keys included. No secrets."""
+
+    token_label: str
+    token_serial: str
+    keys: tuple[KeyReference, ...]
+    descriptions: tuple[KeyDescription, ...]
+
+
 class HsmSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cluster: str
     module_path: str
