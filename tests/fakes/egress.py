@@ -38,7 +38,14 @@ from sidecar.sealing import open_into as open_sealed_into
 __all__ = ["BankRequest", "FakeBank", "FakeEgress", "SoftwareKeys"]
 
 _ERRORS = frozenset(
-    ["invalid_client", "invalid_grant", "invalid_request", "invalid_scope", "unauthorized_client", "unsupported_grant_type"]
+    [
+        "invalid_client",
+        "invalid_grant",
+        "invalid_request",
+        "invalid_scope",
+        "unauthorized_client",
+        "unsupported_grant_type",
+    ]
 )
 
 
