@@ -36,11 +36,14 @@ def test_packages_come_from_the_lock_with_their_hashes(stages: dict[str, str]) -
 
 @pytest.mark.parametrize("target", ["runtime", "dev"])
 def test_both_images_run_as_a_numeric_user_and_were_tried(stages: dict[str, str], target: str) -> None:
-    """The last user is 65532 by number, and as that user the build imports what the sidecar stands on."""
+    """The last user is 65532 by number, and as that user the build loads each of the three processes."""
     users = re.findall(r"^USER (.*)$", stages[target], re.MULTILINE)
 
     assert users == ["65532:65532"]
-    assert re.search(r"^RUN \[.*import grpc, pkcs11", stages[target].partition("USER ")[2], re.MULTILINE)
+    tried = stages[target].partition("USER ")[2]
+    assert re.search(
+        r"^RUN \[.*import sidecar.__main__, sidecar.egress.__main__, sidecar.hsm.__main__", tried, re.MULTILINE
+    )
 
 
 def test_the_process_is_hardened_and_gets_its_signals(stages: dict[str, str]) -> None:
