@@ -327,12 +327,13 @@ class Payments(_Resource):
         *,
         timeout_seconds: float = 60.0,
         owner: str | None = None,
-        until: Callable[[Payment], bool] = lambda payment: payment.state.is_final,
+        until: Callable[[Payment], bool] | None = None,
     ) -> Payment:
         """Look at a payment again and again until its state is final, or until `until` says so.
 
         Raises WaitTimeoutError with the payment as it was last seen; the payment goes on.
         """
+        until = until or _is_final
         for pause_seconds in poll_pauses(timeout_seconds, clock=time.monotonic):
             seen = self.get(payment, owner=owner)
             if until(seen):
@@ -342,6 +343,10 @@ class Payments(_Resource):
         if until(seen):
             return seen
         raise WaitTimeoutError(seen)
+
+
+def _is_final(payment: Payment) -> bool:
+    return payment.state.is_final
 
 
 class Accounts(_Resource):
