@@ -76,18 +76,18 @@ def served(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-class _Handlers(grpc.GenericRpcHandler[Any, Any]):
+class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in its types only
     def __init__(self, state: Served) -> None:
         self._state = state
         self._by_path = {method.path: (name, method) for name, method in _methods().items()}
         self._lock = threading.Lock()
 
-    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
+    def service(self, details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[Any, Any] | None":
         found = self._by_path.get(details.method)
         return _handler(self._state, self._lock, *found) if found else None
 
 
-def _handler(state: Served, lock: threading.Lock, name: str, method: Method) -> grpc.RpcMethodHandler[Any, Any]:
+def _handler(state: Served, lock: threading.Lock, name: str, method: Method) -> "grpc.RpcMethodHandler[Any, Any]":
     def note(request: Message, context: grpc.ServicerContext) -> None:
         with lock:
             state.seen.append((name, request, context.time_remaining()))
