@@ -6,12 +6,13 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 
 import msgspec
 from prometheus_client import GCCollector, PlatformCollector, ProcessCollector
 
+from sidecar import __version__
 from sidecar.clock import SystemClock
 from sidecar.config import (
     Configuration,
@@ -65,11 +66,7 @@ from sidecar.telemetry.logging import Log
 from sidecar.telemetry.metrics import Metrics
 from sidecar.telemetry.operations import OperationsServer
 
-__all__ = ["Sidecar", "build_connectors", "build_policy", "version"]
-
-
-def version() -> str:
-    return metadata.version("token-custody-sidecar")
+__all__ = ["Sidecar", "build_connectors", "build_policy"]
 
 
 class Sidecar:
@@ -168,7 +165,7 @@ class Sidecar:
             payments=payments,
         )
         facts = SidecarFacts(
-            version=version(),
+            version=__version__,
             cluster=self._configuration.cluster,
             instance=origin,
             start_time=self._clock.now(),
@@ -197,7 +194,7 @@ class Sidecar:
         self._started = True
         for address, port in servers.ports.items():
             self._log.info("listening", address=address, count=port)
-        self._log.info("ready", version=version())
+        self._log.info("ready", version=__version__)
         async with asyncio.TaskGroup() as group:
             work = [group.create_task(loop) for loop in background]
             await self._until_stopped(supervisor)
@@ -357,7 +354,7 @@ class _Gauges:
     _restarts: dict[str, int] = field(default_factory=dict)
 
     def describe_build(self) -> None:
-        self.metrics.build_info.labels(version(), platform.python_version()).set(1)
+        self.metrics.build_info.labels(__version__, platform.python_version()).set(1)
         ProcessCollector(registry=self.metrics.registry)
         PlatformCollector(registry=self.metrics.registry)
         GCCollector(registry=self.metrics.registry)

@@ -1,6 +1,6 @@
 """AccountService."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 from custody.v1 import account_pb2 as pb
@@ -21,7 +21,7 @@ from sidecar.gateway.servicers.values import (
 
 __all__ = ["AccountServicer"]
 
-Context = grpc.aio.ServicerContext[Any, Any]
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class AccountServicer(account_pb2_grpc.AccountServiceServicer):

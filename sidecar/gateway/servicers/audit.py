@@ -3,7 +3,7 @@
 import asyncio
 import base64
 from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import grpc
 from custody.v1 import audit_pb2 as pb
@@ -22,7 +22,7 @@ from sidecar.ports import Store, StoredLeaf
 
 __all__ = ["AuditServicer"]
 
-Context = grpc.aio.ServicerContext[Any, Any]
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 _BATCH = 500
 _LONGEST_SCAN = 20_000  # leaves looked at for one page of a filtered list; the page token goes on from there

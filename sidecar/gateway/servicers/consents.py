@@ -1,7 +1,7 @@
 """ConsentService."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 from custody.v1 import consent_pb2 as pb
@@ -25,7 +25,7 @@ from sidecar.ports import ConsentFilter
 
 __all__ = ["ConsentServicer"]
 
-Context = grpc.aio.ServicerContext[Any, Any]
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class ConsentServicer(consent_pb2_grpc.ConsentServiceServicer):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import grpc
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
@@ -19,7 +19,7 @@ from sidecar.ports import Clock, LogPosition, MasterKeyRecord, Store
 
 __all__ = ["Children", "HsmReporter", "KeyServicer", "SidecarFacts"]
 
-Context = grpc.aio.ServicerContext[Any, Any]
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 _PURPOSES = {
     KeyPurpose.ROOT: pb.Key.PURPOSE_ROOT,

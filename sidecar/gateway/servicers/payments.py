@@ -1,6 +1,6 @@
 """PaymentService."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 from custody.v1 import payment_pb2 as pb
@@ -15,7 +15,7 @@ from sidecar.ports import PaymentFilter
 
 __all__ = ["PaymentServicer"]
 
-Context = grpc.aio.ServicerContext[Any, Any]
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class PaymentServicer(payment_pb2_grpc.PaymentServiceServicer):

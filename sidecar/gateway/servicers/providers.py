@@ -1,7 +1,7 @@
 """ProviderService: what each configured provider can do, for callers whose policy allows it."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 from custody.v1 import provider_pb2 as pb
@@ -18,7 +18,7 @@ from sidecar.gateway.servicers.values import PRODUCT_NUMBERS, PURPOSE_NUMBERS
 
 __all__ = ["ProviderServicer"]
 
-Context = grpc.aio.ServicerContext[Any, Any]
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class ProviderServicer(provider_pb2_grpc.ProviderServiceServicer):

@@ -1,6 +1,6 @@
 """SigningService."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
@@ -16,7 +16,7 @@ from sidecar.ports import PublicKey
 
 __all__ = ["SigningServicer"]
 
-Context = grpc.aio.ServicerContext[Any, Any]
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 _KINDS = {
     pb.PAYLOAD_KIND_JSON_DOCUMENT: PayloadKind.JSON_DOCUMENT,
