@@ -132,6 +132,38 @@ def test_signatures_of_strangers_are_ignored_and_of_known_keys_must_hold() -> No
     assert len(parse_note(NOTE + stranger * (MAX_SIGNATURES - 1)).signatures) == MAX_SIGNATURES
 
 
+def test_a_signature_under_the_known_name_by_an_unknown_key_is_ignored() -> None:
+    """Name and key id together identify a key: after a change of keys both may sign."""
+    other = f"\u2014 {ORIGIN} " + base64.b64encode(note_key_id(OTHER_KEY.spki) + b"other").decode() + "\n"
+
+    assert open_checkpoint(NOTE + other, origin=ORIGIN, spki=KEY.spki).size == 7
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "wit\x01ness AAAAAAA=",
+        "witness AAAAAAB=",
+        "witness AAAAAA==",
+        "witness AAAAAA\u00e4=",
+        "wit+ness AAAAAAA=",
+        "witness",
+    ],
+    ids=["control character", "unused bits", "no signature", "not ASCII", "plus", "name alone"],
+)
+def test_lines_of_strangers_must_be_well_formed(line: str) -> None:
+    """A foreign signature is ignored only if it is one."""
+    with pytest.raises(LogCorrupt):
+        open_checkpoint(f"{NOTE}\u2014 {line}\n", origin=ORIGIN, spki=KEY.spki)
+
+
+@pytest.mark.parametrize("body", [f"{ORIGIN}\n7\nROOT\nextension\n", f"{ORIGIN}\n9999999999999999999\nROOT\n"])
+def test_checkpoints_in_another_form_are_refused(body: str) -> None:
+    """Extension lines and sizes beyond 2^63-1 are not ours, whoever signed them."""
+    with pytest.raises(LogCorrupt):
+        parse_checkpoint(body.replace("ROOT", base64.b64encode(ROOT).decode()))
+
+
 def blob(note: str) -> str:
     return note.rsplit(" ", 1)[1].strip()
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sidecar.audit.errors import LogCorrupt
+from sidecar.audit.errors import EntryRefused, LogCorrupt
 from sidecar.audit.export import export_lines
 from sidecar.audit.log import LogHead
 from sidecar.audit.verifier import Verdict
@@ -118,6 +118,12 @@ def test_checkpoints_out_of_order_are_refused() -> None:
     with pytest.raises(LogCorrupt, match="order"):
         lines.extend(export_lines(ORIGIN, log.leaves, reversed(log.notes)))
     assert not any(line.startswith(b"end") for line in lines)
+
+
+def test_a_log_without_a_possible_name_is_not_exported() -> None:
+    """The origin stands in the first line and must not break it."""
+    with pytest.raises(EntryRefused):
+        list(export_lines("two\nlines", [], []))
 
 
 @pytest.mark.parametrize("leaf", [b"", bytes(4097)], ids=["empty", "too long"])

@@ -101,6 +101,7 @@ def test_an_inclusion_proof_proves_only_its_own_leaf_place_and_tree(size: int, d
     assert not holds(root=other)
     assert not holds(index=other_index)
     assert not holds(index=-1)
+    assert not holds(size=size * 2)
     assert not holds(proof=(*proof, other))
     assert not holds(proof=(other, *proof))
     assert not holds(leaf=leaf[:31])
@@ -131,6 +132,7 @@ def test_a_consistency_proof_proves_only_its_own_trees(sizes: list[int], data: s
     assert not holds(old_root=other)
     assert not holds(new_root=other)
     assert not holds(old_size=new + 1)
+    assert not holds(new_size=new * 2)
     assert not holds(old_size=0)
     assert not holds(proof=(*proof, other))
     assert not holds(proof=(other, *proof))
@@ -204,5 +206,6 @@ def test_a_tree_whose_hashes_do_not_fit_its_size_is_refused(data: bytes) -> None
 
 def test_only_leaf_hashes_are_appended() -> None:
     """Appending the entry itself instead of its hash is refused."""
-    with pytest.raises(LogCorrupt):
-        CompactRange().append(b"an entry")
+    for tree in (CompactRange(), grown(MANY[:1])):
+        with pytest.raises(LogCorrupt):
+            tree.append(b"an entry")

@@ -183,6 +183,7 @@ STRANGERS = {
     "unused bits": "\u2014 witness AAAAAAB=\n",
     "a hyphen": "- witness AAAAAAA=\n",
     "no newline": "\u2014 witness AAAAAAA=",
+    "another character for the newline": "\u2014 witness AAAAAAA=x",
     "not a line of a signature": "remark\n",
     "more than sixteen signatures": "\u2014 witness AAAAAAA=\n" * 16,
     "too long": f"\u2014 {'w' * 66_000} AAAAAAA=\n",
