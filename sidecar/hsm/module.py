@@ -22,7 +22,6 @@ from typing import Any, Self
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from sidecar.hsm.errors import HsmFault, RootRefused, StartRefused
 from sidecar.hsm.keys import AES_256_BITS, P256_BITS, ROOT_MUST_BE, SIGNING_MUST_BE, check_attributes, key_refused
@@ -33,6 +32,9 @@ from sidecar.secretbuffer import Buffer, SecretBuffer, WritableBuffer, wipe_byte
 __all__ = ["P256_PARAMETERS", "ModuleFacts", "RootKey", "SigningKey", "Token", "faults"]
 
 P256_PARAMETERS = bytes.fromhex("06082a8648ce3d030107")  # DER of the OID prime256v1 (RFC 5480)
+# DER of SubjectPublicKeyInfo up to the point (RFC 5480 section 2). Written out because cryptography's serialisation would
+# bring the whole of its formats into a process that needs this one.
+_P256_SPKI_PREFIX = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d030107034200")
 _P256_POINT_BYTES = 65
 _SCALAR_BYTES = 32
 _IV_BYTES, _TAG_BITS = 12, 128
@@ -126,9 +128,7 @@ class Token:
             if public[pkcs11.Attribute.EC_PARAMS] != P256_PARAMETERS:
                 raise key_refused(reference, "its curve is not P-256")
             point = public[pkcs11.Attribute.EC_POINT]
-        public_key = _public_key(reference, point)
-        with _as_refusal(reference):
-            return SigningKey(key=private, reference=reference, public_key=public_key, attributes=attributes)
+        return SigningKey(key=private, reference=reference, point=_bare_point(reference, point), attributes=attributes)
 
     def random_into(self, buffer: WritableBuffer) -> None:
         """Fills `buffer` from the HSM's generator and the kernel's, combined: neither alone being bad makes the result bad.
@@ -283,15 +283,15 @@ class SigningKey:
         *,
         key: Any,  # noqa: ANN401
         reference: KeyReference,
-        public_key: ec.EllipticCurvePublicKey,
+        point: bytes,
         attributes: Mapping[str, bool],
     ) -> None:
-        """Proves that the private key belongs to the public one. Raises StartRefused(KEY_REFUSED) when it does not."""
+        """Proves that the private key belongs to the public one, an uncompressed `point`. Raises StartRefused(KEY_REFUSED)."""
         self._key = key
         self._reference = reference
-        self._public_key = public_key
+        self._public_key = _on_curve(reference, point)
         self._attributes = dict(attributes)
-        self.spki_der = public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        self.spki_der = _P256_SPKI_PREFIX + point
         self.key_id = hashlib.sha256(self.spki_der).hexdigest()[:16]
         try:
             self.sign(hashlib.sha256(_KNOWN_PLAINTEXT).digest())
@@ -458,12 +458,16 @@ def _attributes(key: Any, names: Mapping[str, bool]) -> dict[str, bool]:  # noqa
     return found
 
 
-def _public_key(reference: KeyReference, ec_point: bytes) -> ec.EllipticCurvePublicKey:
+def _bare_point(reference: KeyReference, ec_point: bytes) -> bytes:
     """CKA_EC_POINT is a DER OCTET STRING by the standard; some modules give the bare point."""
     header = bytes([0x04, _P256_POINT_BYTES])
     point = ec_point[len(header) :] if ec_point.startswith(header) else ec_point
     if len(point) != _P256_POINT_BYTES:
         raise key_refused(reference, "its public point has an unknown form")
+    return point
+
+
+def _on_curve(reference: KeyReference, point: bytes) -> ec.EllipticCurvePublicKey:
     try:
         return ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), point)
     except ValueError as error:

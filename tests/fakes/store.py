@@ -65,10 +65,11 @@ class HandClock:
 
 class SoftwareSigner:
     """A CheckpointSigner with its key in memory. Each next signature fails with what is put into `failures`, first in first out;
-    `hold`, where it is set, delays every signature until the event comes."""
+    `hold`, where it is set, delays every signature until the event comes. The same `seed` gives the same key."""
 
-    def __init__(self) -> None:
-        self._key = ec.generate_private_key(ec.SECP256R1())
+    def __init__(self, *, seed: int | None = None) -> None:
+        curve = ec.SECP256R1()
+        self._key = ec.generate_private_key(curve) if seed is None else ec.derive_private_key(seed, curve)
         public = self._key.public_key()
         self.spki = public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
         self.pem = public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
