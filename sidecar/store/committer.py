@@ -353,6 +353,8 @@ class GroupCommitter:
         """A new one each time: an exception that several tasks raise collects the tracebacks of all."""
         if isinstance(error, self._database.driver_error):
             ours = self._database.our_error(error)
+        elif isinstance(error, Unavailable):
+            ours = Unavailable(error.reason, error.message)
         elif isinstance(error, LogCorrupt):
             ours = Unavailable("AUDIT_UNAVAILABLE", "the log cannot be continued; page somebody")
         else:

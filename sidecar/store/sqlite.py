@@ -170,12 +170,13 @@ class SqliteDatabase:
         self.path = check_file(path)
         self.dialect = SqliteDialect()
         self._synchronous = synchronous
+        self._identity = _identity(self.path)
+        self._log_path = self.path.with_name(self.path.name + "-wal")
+        self._log_identity: tuple[int, int] | None = None
+        _check_revision(self.path)  # before anything is written, be it a setting: the file may not be ours
         first = self.connect()
         try:
-            _check_schema(first, self.path)
-            first.begin()  # makes the write-ahead log's files, whose identity is watched from here on
-            first.roll_back()
-            self._identity = self._files()
+            _check_objects(first, self.path)
         except sqlite3.Error as error:
             raise StoreRefused("the database cannot be read", path=self.path) from error
         finally:
@@ -202,18 +203,22 @@ class SqliteDatabase:
     def check_unchanged(self) -> None:
         """SQLite goes on writing into a file that was removed or replaced, and all of it would be lost.
 
-        Raises Unavailable(STORE_UNAVAILABLE).
+        The write-ahead log is watched from the first time on that it is there: the store's reader keeps it in being. Raises
+        Unavailable(STORE_UNAVAILABLE).
         """
-        try:
-            same = self._files() == self._identity
-        except OSError:
-            same = False
-        if not same:
+        log = _identity(self._log_path)
+        if self._log_identity is None:
+            self._log_identity = log
+        if _identity(self.path) != self._identity or log != self._log_identity:
             raise Unavailable("STORE_UNAVAILABLE", "the database file was removed or replaced; restart the sidecar")
 
-    def _files(self) -> tuple[int, int]:
-        status = self.path.stat()
-        return status.st_dev, status.st_ino
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def our_error(error: Exception) -> CustodyError:
@@ -322,12 +327,15 @@ def file_system_type(path: Path) -> int:
     return ctypes.c_ulong.from_buffer(buffer).value & 0xFFFFFFFF
 
 
-def _check_schema(connection: SqliteConnection, path: Path) -> None:
+def _check_revision(path: Path) -> None:
     revision = stored_revision(path)
     if revision is None or revision < SCHEMA_REVISION:
         raise StoreRefused("the database has an older schema; run python -m sidecar.store.migrate", path=path)
     if revision != SCHEMA_REVISION:
         raise StoreRefused("the database has a newer schema than this sidecar knows; use a newer sidecar", path=path)
+
+
+def _check_objects(connection: SqliteConnection, path: Path) -> None:
     found = fingerprints(connection.driver)
     for name in sorted(SCHEMA_OBJECTS.keys() | found.keys()):
         if name not in found:

@@ -100,6 +100,9 @@ class SqliteStore:
         self._lock = lock
         self.origin = _instance(database, self._log, cluster=cluster, clock=clock)
         self._reader: SqliteConnection | None = database.connect(read_only=True)
+        self._log.position(
+            self._reader, self.origin
+        )  # from its first read on, the reader keeps the write-ahead log in being
         self._committer = GroupCommitter(
             database=database,
             log=self._log,

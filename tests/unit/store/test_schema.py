@@ -1,0 +1,317 @@
+"""The schema: what the migrations make, what the code believes, what a file must have, and what the database itself refuses."""
+
+import asyncio
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import create_engine
+
+from sidecar.domain.consent import ConsentState
+from sidecar.domain.payment import TERMINAL, IdempotencyClass, PaymentProduct, PaymentState
+from sidecar.domain.secrets import SecretKind
+from sidecar.store import SqliteStore, StoreRefused
+from sidecar.store.consents import ConsentTables
+from sidecar.store.fingerprint import SCHEMA_OBJECTS, fingerprints
+from sidecar.store.migrate import migrate
+from sidecar.store.payments import PaymentTable
+from sidecar.store.schema import METADATA, SCHEMA_REVISION
+from sidecar.store.sqlite import FileLock, SqliteDialect
+from sidecar.store.statements import Statement
+from tests.fakes.store import HandClock, SoftwareSigner
+from tests.unit.store.support import (
+    NOW,
+    claim_of,
+    dispatch_draft,
+    draft,
+    intent_draft,
+    new_claim,
+    new_consent,
+    new_database,
+    new_payment,
+    opened,
+)
+
+
+def _open(path: Path, *, migrate: bool = False) -> None:
+    async def run() -> None:
+        store = await SqliteStore.open(
+            path=path, cluster="test", signer=SoftwareSigner(), clock=HandClock(), migrate=migrate
+        )
+        await store.close()
+
+    asyncio.run(run())
+
+
+def _execute(path: Path, *statements: str) -> None:
+    driver = sqlite3.connect(path, isolation_level=None)
+    try:
+        for statement in statements:
+            driver.execute(statement)
+    finally:
+        driver.close()
+
+
+def test_the_list_of_objects_is_what_the_migrations_make(tmp_path: Path) -> None:
+    """SCHEMA_OBJECTS is exactly the schema of a migrated file. Where this fails, copy the printed list."""
+    driver = sqlite3.connect(new_database(tmp_path))
+    found = fingerprints(driver)
+    driver.close()
+
+    assert dict(SCHEMA_OBJECTS) == found, "\n".join(f'    "{name}": "{digest}",' for name, digest in found.items())
+
+
+def test_the_code_believes_what_the_migrations_make(tmp_path: Path) -> None:
+    """Tables, columns, nullability and unique constraints of schema.py are those of a migrated file."""
+    engine = create_engine(f"sqlite:///{new_database(tmp_path)}")
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        differences = [change for change in compare_metadata(context, METADATA) if change[0] != "remove_index"]
+    engine.dispose()
+
+    assert differences == []
+
+
+def test_the_newest_revision_is_the_last_migration() -> None:
+    """SCHEMA_REVISION, which the running store compares without Alembic, is Alembic's only head."""
+    configuration = Config()
+    configuration.set_main_option("script_location", "sidecar.store:migrations")
+
+    assert ScriptDirectory.from_config(configuration).get_heads() == [SCHEMA_REVISION]
+
+
+def test_the_database_knows_every_state(tmp_path: Path) -> None:
+    """The CHECK constraints and triggers name exactly the states of the domain."""
+    driver = sqlite3.connect(new_database(tmp_path))
+    sql = dict(driver.execute("SELECT name, sql FROM sqlite_master").fetchall())
+    driver.close()
+
+    def named_in(text: str, start: str) -> set[str]:
+        return set(
+            text.partition(start)[2].partition(")")[0].replace("'", "").replace("\n", " ").replace(" ", "").split(",")
+        )
+
+    assert named_in(sql["consents"], "state IN (") == set(ConsentState)
+    assert named_in(sql["payments"], "state IN (") == set(PaymentState)
+    assert named_in(sql["payments"], "product IN (") == set(PaymentProduct)
+    assert named_in(sql["payments"], "idempotency_class IN (") == set(IdempotencyClass)
+    assert named_in(sql["payments_final"], "state IN (") == TERMINAL
+    assert named_in(sql["payments_due"], "state NOT IN (") == TERMINAL
+    assert f"kind BETWEEN {min(SecretKind)} AND {max(SecretKind)}" in sql["secrets"]
+
+
+def test_a_migration_runs_once_and_from_empty(tmp_path: Path) -> None:
+    """From no file at all to the newest schema; a second run changes nothing."""
+    directory = tmp_path / "data"
+    directory.mkdir(mode=0o700)
+    path = directory / "store.db"
+    command = [sys.executable, "-m", "sidecar.store.migrate", "--url", f"sqlite:///{path}"]
+
+    first = subprocess.run(command, timeout=60, check=False, capture_output=True)
+    content = path.read_bytes()
+    second = subprocess.run(command, timeout=60, check=False, capture_output=True)
+
+    assert (first.returncode, first.stderr, second.returncode, second.stderr) == (0, b"", 0, b"")
+    assert path.read_bytes() == content
+    _open(path)
+
+
+def test_the_command_says_in_one_line_why_it_refuses(tmp_path: Path) -> None:
+    """Exit status 1 and one line on standard error."""
+    command = [sys.executable, "-m", "sidecar.store.migrate", "--url", f"sqlite:///{tmp_path}/none/store.db"]
+
+    result = subprocess.run(command, timeout=60, check=False, capture_output=True, text=True)
+
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert "directory of the database" in result.stderr
+
+
+def test_a_migration_does_not_run_beside_a_sidecar(tmp_path: Path) -> None:
+    """Whoever has the file, keeps it."""
+    path = new_database(tmp_path)
+    _execute(path, "UPDATE alembic_version SET version_num = '0000'")
+    lock = FileLock(path)
+
+    with pytest.raises(StoreRefused, match="another sidecar"):
+        migrate(path)
+    lock.release()
+
+
+def test_a_migration_that_fails_has_not_happened(tmp_path: Path) -> None:
+    """All of it or nothing: a file in which it cannot succeed is left as it was."""
+    directory = tmp_path / "data"
+    directory.mkdir(mode=0o700)
+    path = directory / "store.db"
+    # The last object that the migration makes is in its way.
+    _execute(path, "PRAGMA application_id = 1129665364", "CREATE TABLE log_checkpoints (x INTEGER)")
+    path.chmod(0o600)
+
+    with pytest.raises(StoreRefused, match="as it was before"):
+        migrate(path)
+
+    driver = sqlite3.connect(path)
+    assert driver.execute("SELECT name FROM sqlite_master").fetchall() == [("log_checkpoints",)]
+    driver.close()
+
+
+@pytest.mark.parametrize("migrating", [False, True])
+def test_a_newer_schema_is_refused(tmp_path: Path, migrating: bool) -> None:
+    """An older sidecar does not touch a newer file (H17)."""
+    path = new_database(tmp_path)
+    _execute(path, "UPDATE alembic_version SET version_num = '9999'")
+
+    with pytest.raises(StoreRefused, match="newer schema"):
+        _open(path, migrate=migrating)
+
+
+def test_an_older_schema_is_refused_unless_it_is_migrated(tmp_path: Path) -> None:
+    """Without leave to migrate, an empty file and an older schema are refused with what to do."""
+    path = new_database(tmp_path)
+    _execute(path, "UPDATE alembic_version SET version_num = '0000'")
+    empty = new_database(tmp_path)
+    empty.write_bytes(b"")
+
+    for refused in (path, empty):
+        with pytest.raises(StoreRefused, match=r"older schema; run python -m sidecar\.store\.migrate"):
+            _open(refused)
+
+
+TAMPERED: dict[str, tuple[tuple[str, ...], str]] = {
+    "a unique index is gone": (("DROP INDEX one_current_master_key",), "lacks the index one_current_master_key"),
+    "an index is of another kind": (
+        ("DROP INDEX one_current_master_key", "CREATE INDEX one_current_master_key ON master_keys (current)"),
+        "not as our migrations made it",
+    ),
+    "a guard is gone": (("DROP TRIGGER payments_final",), "lacks the trigger payments_final"),
+    "a guard is toothless": (
+        (
+            "DROP TRIGGER claims_stay",
+            "CREATE TRIGGER claims_stay BEFORE DELETE ON claims WHEN 0 BEGIN SELECT RAISE(ABORT, 'x'); END",
+        ),
+        "not as our migrations made it",
+    ),
+    "a foreign trigger": (
+        ("CREATE TRIGGER spy AFTER INSERT ON secrets BEGIN SELECT 1; END",),
+        "table, index, view or trigger that is not ours",
+    ),
+    "a foreign table": (("CREATE TABLE spy (x)",), "not ours"),
+    "a view in the place of a table": (
+        ("ALTER TABLE refresh_leases RENAME TO hidden", "CREATE VIEW refresh_leases AS SELECT * FROM hidden"),
+        "lacks the table refresh_leases|not ours|not as our migrations",
+    ),
+    "a constraint is gone": (
+        ("DROP TABLE refresh_leases", "CREATE TABLE refresh_leases (consent TEXT, holder TEXT, epoch INTEGER)"),
+        "not as our migrations made it",
+    ),
+    "a column's type is another": (
+        (
+            "PRAGMA writable_schema = ON",
+            "UPDATE sqlite_master SET sql = replace(sql, 'wrapped BLOB', 'wrapped TEXT') WHERE name = 'master_keys'",
+        ),
+        "not as our migrations made it",
+    ),
+    "no revision at all": (("DELETE FROM alembic_version",), "does not say which schema"),
+    "two revisions": (("INSERT INTO alembic_version VALUES ('0002')",), "does not say which schema"),
+}
+
+
+@pytest.mark.parametrize("case", TAMPERED)
+def test_a_schema_that_is_not_ours_is_refused(tmp_path: Path, case: str) -> None:
+    """Lost constraints and foreign objects are found at the start (H17, H18, H19, H25)."""
+    statements, message = TAMPERED[case]
+    path = new_database(tmp_path)
+    _execute(path, *statements)
+
+    with pytest.raises(StoreRefused, match=message):
+        _open(path)
+
+
+async def _filled(path: Path) -> None:
+    """A database with a row in every table, and one final payment."""
+    async with opened(path) as store:
+        consent = new_consent(id="c-1")
+        await store.claim_consent(consent, new_claim("c-1"), draft())
+        revoked = consent.to(ConsentState.REVOKED)
+        await store.change_consent(revoked, audit=[draft()])
+        for identifier, state in (("p-1", PaymentState.REJECTED), ("p-2", None)):
+            payment = new_payment(consent, id=identifier)
+            await store.claim_payment(payment, claim_of(payment), intent_draft(payment))
+            dispatched = payment.to(PaymentState.DISPATCHED, now=NOW)
+            await store.record_dispatch(dispatched, expected_epoch=1, audit=dispatch_draft(dispatched))
+            if state:
+                await store.change_payment(
+                    dispatched.to(state, now=NOW),
+                    expected_states=frozenset({PaymentState.DISPATCHED}),
+                    expected_epoch=1,
+                    audit=[draft()],
+                )
+
+
+FORBIDDEN = {
+    "delete a claim": "DELETE FROM claims",
+    "change a claim": "UPDATE claims SET digest = x'00'",
+    "delete a consent": "DELETE FROM consents",
+    "give a consent to somebody else": "UPDATE consents SET owner = 'thief', version = version + 1",
+    "change a consent without a version": "UPDATE consents SET failure_reason = 'x'",
+    "bring a revoked consent back": "UPDATE consents SET state = 'active', version = version + 1",
+    "delete a payment": "DELETE FROM payments",
+    "change a final payment": "UPDATE payments SET status_reason = 'x' WHERE id = 'p-1'",
+    "bring a final payment back": "UPDATE payments SET state = 'intent' WHERE id = 'p-1'",
+    "change an amount": "UPDATE payments SET amount_minor_units = 1 WHERE id = 'p-2'",
+    "change the receiver": "UPDATE payments SET creditor_iban = 'X' WHERE id = 'p-2'",
+    "change the bank key": "UPDATE payments SET bank_key = 'X' WHERE id = 'p-2'",
+    "lower an epoch": "UPDATE payments SET epoch = 0 WHERE id = 'p-2'",
+    "forget a permit": "UPDATE payments SET dispatch_epoch = 0, state = 'intent' WHERE id = 'p-2'",
+    "invent a state": "UPDATE payments SET state = 'odd' WHERE id = 'p-2'",
+    "delete a leaf": "DELETE FROM log_leaves",
+    "change a leaf": "UPDATE log_leaves SET entry = x'00'",
+    "replace a leaf": "INSERT INTO log_leaves SELECT origin, \"index\", x'00' FROM log_leaves LIMIT 1",
+    "delete a checkpoint": "DELETE FROM log_checkpoints",
+    "change a checkpoint": "UPDATE log_checkpoints SET note = ''",
+    "shorten the log": "UPDATE log_heads SET size = 1, covered_size = 0, commits = commits + 1",
+    "delete the head": "DELETE FROM log_heads",
+    "change the instance": "UPDATE instances SET id = 'x'",
+    "a second current master key": (
+        "INSERT INTO master_keys VALUES (1, x'01', x'01', 'r', 1, 1), (2, x'02', x'02', 'r', 1, 1)"
+    ),
+    "text where bytes belong": "INSERT INTO master_keys VALUES (1, 'key', 'wrapped', 'r', 0, 1)",
+}
+
+
+@pytest.mark.parametrize("case", FORBIDDEN)
+def test_the_database_itself_refuses(tmp_path: Path, case: str) -> None:
+    """What must never happen is refused by the database, whatever code asks for it."""
+    path = new_database(tmp_path)
+    asyncio.run(_filled(path))
+
+    with pytest.raises(sqlite3.IntegrityError):
+        _execute(path, "PRAGMA foreign_keys = ON", FORBIDDEN[case])
+
+
+def test_frequent_reads_use_an_index(tmp_path: Path) -> None:
+    """No read of the running sidecar goes through a whole table (H21: a million expired rows)."""
+    driver = sqlite3.connect(new_database(tmp_path))
+    dialect = SqliteDialect()
+    payments, consents = PaymentTable(dialect), ConsentTables(dialect)
+    ended = tuple(sorted(("expired", "failed", "revoked")))
+    statements: dict[str, Statement] = {
+        "payments_due": payments._due,
+        "consents_by_expiry": consents._expired,
+        "consents_by_token_expiry": consents._expiring,
+        "consents_by_caller": consents._list._compile(("caller",), None, ()),
+        "consents_holding_key": consents._list._compile((), ended, ("length(wrapped_data_key) > 0",)),
+        "payments_by_consent": payments._list._compile(("consent",), None, ()),
+    }
+
+    for index, statement in statements.items():
+        values = [1] * len(statement._names)
+        plan = [row[3] for row in driver.execute(f"EXPLAIN QUERY PLAN {statement.text}", values)]
+        assert any(index in step for step in plan), (index, plan)
+    driver.close()
