@@ -58,6 +58,7 @@ def _serve_options(options: argparse.Namespace) -> Options:
         idempotency_window_seconds=options.idempotency_window_seconds,
         signature=options.signature,
         access_token_seconds=options.access_token_seconds,
+        token_prefix=options.token_prefix,
         frequency_per_day=options.frequency_per_day,
         delay_seconds=options.delay_seconds,
         duration_seconds=options.duration,
@@ -92,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         help="on which requests below /v1 a signature is required: all, all but GET, none",
     )
     serve.add_argument("--access-token-seconds", type=int, default=600)
+    serve.add_argument("--token-prefix", default="", help="how every token begins, for a search to find it by")
     serve.add_argument("--frequency-per-day", type=int, help="agreed reads a day without the person, per address")
     serve.add_argument("--delay-seconds", type=_seconds, default=0.0, help="latency of every answer below /v1")
     serve.add_argument("--state", type=Path, help="file that keeps consents, tokens and ledger over a restart")

@@ -290,7 +290,7 @@ class AuthorizationServer:
     def _issue(self, grant: Grant) -> IssuedTokens:
         now = self._clock()
         self._forget_expired(now)
-        access_token = secrets.token_urlsafe(32)
+        access_token = self._token_prefix + secrets.token_urlsafe(32)
         self._access[_hash(access_token)] = _AccessToken(grant=grant, expires_at=now + self._access_token_seconds)
         return IssuedTokens(
             access_token=access_token,
@@ -302,7 +302,7 @@ class AuthorizationServer:
     def _rotate(self, grant: Grant, now: float) -> str | None:
         if grant.consent is not None and not grant.consent.recurring:
             return None  # a one-off consent lives no longer than its first access token
-        refresh_token = secrets.token_urlsafe(32)
+        refresh_token = self._token_prefix + secrets.token_urlsafe(32)
         grant.refresh_hash = _hash(refresh_token)
         grant.refresh_expires_at = now + REFRESH_SECONDS
         self._refresh[grant.refresh_hash] = grant

@@ -11,8 +11,7 @@ from collections.abc import Callable, Mapping
 from sandbox.assertions import AssertionRefused, ClientAuthenticator
 from sandbox.directory import Client
 from sandbox.oauth import REQUEST_URI_SECONDS, AuthorizationServer, IssuedTokens, OAuthError
-from sandbox.web import Answer, Call, Clock, json_answer, parse_parameters
-from sandbox.xs2a import Addresses
+from sandbox.web import Addresses, Answer, Call, Clock, json_answer, parse_parameters
 
 METADATA_PATH = "/.well-known/oauth-authorization-server"
 _NO_STORE = {"Cache-Control": "no-store", "Pragma": "no-cache"}

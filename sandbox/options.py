@@ -15,6 +15,7 @@ class Options:
     idempotency_window_seconds: float = 86400.0
     signature: str = "required"  # required | writes | optional
     access_token_seconds: int = 600
+    token_prefix: str = ""  # begins every token, so that a search can find what must be nowhere
     frequency_per_day: int | None = None  # agreed number; None lets each consent's own number count
     delay_seconds: float = 0.0  # latency of every answer below /v1
     duration_seconds: float | None = None

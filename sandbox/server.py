@@ -27,6 +27,11 @@ from aiohttp import web
 from cryptography import x509
 
 from sandbox.assertions import ClientAuthenticator
+from sandbox.berlin_group.accounts import AccountEndpoints
+from sandbox.berlin_group.callers import Callers
+from sandbox.berlin_group.consents import ConsentEndpoints
+from sandbox.berlin_group.interface import Xs2a
+from sandbox.berlin_group.payments import PaymentEndpoints
 from sandbox.books import Books
 from sandbox.browser import Browser
 from sandbox.consents import Consents
@@ -40,8 +45,7 @@ from sandbox.options import Options
 from sandbox.payments import IdempotencyKeys, Payments
 from sandbox.pki import CertificateFacts, facts
 from sandbox.signatures import SignatureVerifier
-from sandbox.web import Answer, Call, Clock
-from sandbox.xs2a import Addresses, Xs2a
+from sandbox.web import Addresses, Answer, Call, Clock
 
 _HOST = "127.0.0.1"
 _SEEN_MAX = 10_000
@@ -73,29 +77,42 @@ def build_bank(
     consents = Consents(clock=clock, frequency_per_day=options.frequency_per_day, memory=memory.consents)
     payments = Payments(clock=clock, books=books, memory=memory.payments)
     server = AuthorizationServer(
-        clock=clock, consents=consents, access_token_seconds=options.access_token_seconds, memory=memory.oauth
+        clock=clock,
+        consents=consents,
+        access_token_seconds=options.access_token_seconds,
+        token_prefix=options.token_prefix,
+        memory=memory.oauth,
     )
     authenticator = ClientAuthenticator(clients=clients, issuer=addresses.issuer, clock=clock)
-    window = options.idempotency_window_seconds
+    callers = Callers(clock=clock, clients=clients, oauth=server)
     return Bank(
         books=books,
         oauth=OAuthEndpoints(clock=clock, server=server, authenticator=authenticator, addresses=addresses),
         xs2a=Xs2a(
-            clock=clock,
-            clients=clients,
-            books=books,
-            consents=consents,
-            payments=payments,
-            oauth=server,
+            callers=callers,
             signatures=SignatureVerifier(ca=ca, clock=clock),
             signature_required=_signature_rule(options.signature),
-            idempotency=IdempotencyKeys(clock=clock, window_seconds=window, memory=memory.payments)
-            if options.idempotency == "header"
-            else None,
-            addresses=addresses,
+            consents=ConsentEndpoints(
+                clock=clock, consents=consents, oauth=server, callers=callers, addresses=addresses
+            ),
+            accounts=AccountEndpoints(clock=clock, books=books, consents=consents, callers=callers),
+            payments=PaymentEndpoints(
+                clock=clock,
+                payments=payments,
+                idempotency=_idempotency(options, memory, clock),
+                callers=callers,
+                addresses=addresses,
+            ),
         ),
         browser=Browser(clock=clock, issuer=addresses.issuer, books=books, server=server, payments=payments),
     )
+
+
+def _idempotency(options: Options, memory: Memory, clock: Clock) -> IdempotencyKeys | None:
+    if options.idempotency == "none":
+        return None
+    window = options.idempotency_window_seconds
+    return IdempotencyKeys(clock=clock, window_seconds=window, memory=memory.payments)
 
 
 def run(layout: Layout, options: Options) -> None:

@@ -55,6 +55,14 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Addresses:
+    """Where the bank is reached."""
+
+    issuer: str  # the browser's listener; also OAuth's issuer
+    api: str  # the listener with client certificates
+
+
 def json_answer(status: int, document: object, headers: Mapping[str, str] | None = None) -> Answer:
     """Answer with a JSON document."""
     body = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()

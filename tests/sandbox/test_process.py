@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sandbox.direct import new_keys
+from sandbox.direct import new_keys, tls_context
 from sandbox.directory import Layout, load_clients
 from sandbox.testing import SandboxError, SandboxProcess
 from tests.sandbox.support import (
@@ -261,9 +261,9 @@ def test_certificates_stand_strict_checks(own: Layout) -> None:
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
 @pytest.mark.parametrize("listener", ["api", "browser"])
-def test_old_tls_is_refused(bank: SandboxProcess, listener: str) -> None:
+def test_old_tls_is_refused(bank: SandboxProcess, prepared: Prepared, listener: str) -> None:
     """A client that offers TLS 1.1 at most is turned away by the bank; one with TLS 1.2 gets its handshake."""
-    context = ssl.create_default_context(cafile=str(bank.info.ca_file))
+    context = tls_context(bank.info.ca_file, prepared.layout.tpp_certificate, prepared.layout.tpp_key)
     context.set_ciphers("ALL:@SECLEVEL=0")
     context.minimum_version = ssl.TLSVersion.TLSv1
     address = ("127.0.0.1", bank.info.ports[listener])

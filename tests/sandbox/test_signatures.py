@@ -7,12 +7,14 @@ from collections.abc import Callable
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 
 from sandbox import pki
 from sandbox.direct import Reply, new_keys
-from sandbox.directory import DEFAULT_ORGANISATION, load_certificate, load_issuer
+from sandbox.directory import DEFAULT_ORGANISATION, load_issuer
+from sandbox.signatures import SignatureVerifier
 from sandbox.testing import SandboxProcess
+from sandbox.web import Call
 from tests.sandbox.support import PSU, REDIRECT_URI, SCT, JudgedTpp, Prepared, Session, approve, code_of, payment_body
 
 Headers = dict[str, str]
@@ -26,6 +28,24 @@ def signed(tpp: JudgedTpp, session: Session, **more: str) -> Headers:
 
 def outcome(reply: Reply) -> tuple[int, str]:
     return reply.status, code_of(reply)
+
+
+def reissued(
+    certificate: x509.Certificate,
+    issuer: pki.Issuer,
+    public_key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey,
+    usage: x509.KeyUsage,
+) -> x509.Certificate:
+    """A certificate with the same names, from the same CA, for another key or use."""
+    builder = x509.CertificateBuilder(
+        certificate.issuer,
+        certificate.subject,
+        public_key,
+        x509.random_serial_number(),
+        certificate.not_valid_before_utc,
+        certificate.not_valid_after_utc,
+    )
+    return builder.add_extension(usage, critical=True).sign(issuer.key, hashes.SHA256())
 
 
 def without(*names: str) -> Callable[[Headers], None]:
@@ -154,7 +174,18 @@ def test_a_wrong_signing_certificate_is_refused(
     public_key = prepared.keys.signing.public_key()
     certificate = pki.issue_seal(issuer, organisation, public_key, days=days)
     if kind == "no-signing":
-        certificate = load_certificate(prepared.layout.ca_certificate)
+        usage = x509.KeyUsage(
+            digital_signature=False,
+            content_commitment=False,
+            key_encipherment=True,
+            data_encipherment=False,
+            key_agreement=False,
+            key_cert_sign=False,
+            crl_sign=False,
+            encipher_only=False,
+            decipher_only=False,
+        )
+        certificate = reissued(certificate, issuer, public_key, usage)
     headers = signed(tpp, session)
     headers["TPP-Signature-Certificate"] = base64.b64encode(
         certificate.public_bytes(serialization.Encoding.DER)
@@ -194,24 +225,11 @@ def test_signatures_on_writes_only(prepared: Prepared) -> None:
 
 def test_rsa_keys_are_judged_too(prepared: Prepared) -> None:
     """rsa-sha256 with an RSA certificate is taken: the judge is not bound to one curve."""
-    from cryptography.hazmat.primitives.asymmetric import padding, rsa
-
-    from sandbox.signatures import SignatureVerifier
-    from sandbox.web import Call
-
     issuer = load_issuer(prepared.layout)
     key = rsa.generate_private_key(65537, 2048)
-    ec_certificate = pki.issue_seal(issuer, DEFAULT_ORGANISATION, ec.generate_private_key(ec.SECP256R1()).public_key())
-    builder = x509.CertificateBuilder(
-        ec_certificate.issuer,
-        ec_certificate.subject,
-        key.public_key(),
-        ec_certificate.serial_number,
-        ec_certificate.not_valid_before_utc,
-        ec_certificate.not_valid_after_utc,
-    )
-    usage = ec_certificate.extensions.get_extension_for_class(x509.KeyUsage)
-    certificate = builder.add_extension(usage.value, critical=True).sign(issuer.key, hashes.SHA256())
+    seal = pki.issue_seal(issuer, DEFAULT_ORGANISATION, ec.generate_private_key(ec.SECP256R1()).public_key())
+    usage = seal.extensions.get_extension_for_class(x509.KeyUsage).value
+    certificate = reissued(seal, issuer, key.public_key(), usage)
     digest = "SHA-256=" + base64.b64encode(hashlib.sha256(b"").digest()).decode()
     request_id = "99391c7e-ad88-49ec-a2ad-99ddcb1f7721"
     text = f"x-request-id: {request_id}\ndigest: {digest}".encode()
@@ -231,7 +249,7 @@ def test_rsa_keys_are_judged_too(prepared: Prepared) -> None:
             "tpp-signature-certificate": [der],
         },
         body=b"",
-        certificate=pki.facts(ec_certificate),
+        certificate=pki.facts(seal),
     )
 
     SignatureVerifier(ca=issuer.certificate, clock=lambda: now).check(call, required=True)
