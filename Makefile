@@ -12,7 +12,7 @@ SHELL := /bin/sh
 PY := .venv/bin/python
 # The client's folder also holds the generated stubs, which are not ours to check; mypy refuses a folder with nothing else in it.
 CLIENT := $(if $(wildcard clients/python/src/custody/*.py),clients/python/src/custody)
-CHECKED := $(wildcard sidecar sandbox softhsm tools tests benchmarks) $(CLIENT)
+CHECKED := $(wildcard sidecar sandbox softhsm tools tests benchmarks examples) $(CLIENT)
 COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-annotate --no-header
 

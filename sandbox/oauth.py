@@ -112,10 +112,19 @@ class OAuthMemory:
 class AuthorizationServer:
     """All pushed requests, codes, grants and tokens of the bank."""
 
-    def __init__(self, *, clock: Clock, consents: Consents, access_token_seconds: int, memory: OAuthMemory) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        consents: Consents,
+        access_token_seconds: int,
+        memory: OAuthMemory,
+        token_prefix: str = "",
+    ) -> None:
         self._clock = clock
         self._consents = consents
         self._access_token_seconds = access_token_seconds
+        self._token_prefix = token_prefix
         self._pushed = memory.pushed
         self._codes = memory.codes
         self._access = memory.access

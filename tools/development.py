@@ -91,6 +91,11 @@ class Development(AbstractContextManager["Development"]):
         development._initialise_bank()
         return development
 
+    def public_key_pem(self, purpose: str) -> bytes:
+        """The public half of the key of this purpose, such as `audit`."""
+        description = next(key for key in _descriptions(self.keys_file) if key["purpose"] == purpose)
+        return _public_key(description).public_bytes(*_PEM)
+
     @property
     def redirect_uri(self) -> str:
         return f"http://127.0.0.1:{self.redirect_port}/callback"
@@ -218,11 +223,11 @@ class Development(AbstractContextManager["Development"]):
         }
 
     def _initialise_bank(self) -> None:
-        descriptions = {key["purpose"]: key for key in _descriptions(self.keys_file)}
+        client_key = next(k for k in _descriptions(self.keys_file) if k["purpose"] == "client-authentication")
         jwks = self.directory / "client-jwks.json"
-        jwks.write_text(json.dumps({"keys": [_jwk(descriptions["client-authentication"])]}))
+        jwks.write_text(json.dumps({"keys": [_jwk(client_key)]}))
         signing_key = self.directory / "request-signing.pem"
-        signing_key.write_bytes(_public_key(descriptions["request-signing"]).public_bytes(*_PEM))
+        signing_key.write_bytes(self.public_key_pem("request-signing"))
         _run(
             "sandbox",
             {
