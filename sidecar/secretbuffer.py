@@ -85,9 +85,6 @@ class SecretBuffer:
     def __repr__(self) -> str:
         return "<SecretBuffer>"
 
-    def __bytes__(self) -> NoReturn:
-        raise TypeError("a secret buffer does not become bytes")
-
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         """Refuse pickle and copy alike: both go through here."""
         raise TypeError("a secret buffer is neither pickled nor copied")

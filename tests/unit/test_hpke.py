@@ -1,8 +1,10 @@
 """HPKE opening: the published vector of exactly our suite, and both directions against `cryptography`."""
 
+from typing import cast
+
 import pytest
 from cryptography.hazmat.primitives import hpke as reference
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -129,6 +131,27 @@ def test_buffer_too_small() -> None:
 
     with pytest.raises(ValueError, match="smaller"):
         open_message(message, buffer=bytearray([UNTOUCHED]) * (len(TOKEN) - 1))
+
+
+def test_shared_secret_is_wiped() -> None:
+    """The `bytes` that the key agreement returns is zero after opening."""
+    returned: list[bytes] = []
+
+    class Watched:
+        """The private key, keeping what it gave away."""
+
+        def exchange(self, peer: X25519PublicKey) -> bytes:
+            returned.append(KEY.exchange(peer))
+            assert any(returned[-1])
+            return returned[-1]
+
+        def public_key(self) -> X25519PublicKey:
+            return KEY.public_key()
+
+    message = SUITE.encrypt(TOKEN, KEY.public_key(), b"info")
+
+    assert open_message(message, key=cast(X25519PrivateKey, Watched())) == TOKEN
+    assert returned == [bytes(32)]
 
 
 def test_opens_into_a_secret_buffer() -> None:

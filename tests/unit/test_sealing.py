@@ -1,5 +1,6 @@
 """The sealed format: every vector, every bit, every context; and the two primitives under it against Wycheproof."""
 
+import hmac
 import json
 import pickle
 import subprocess
@@ -317,6 +318,24 @@ def test_derived_keys_are_wiped(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any(map(any, seen))
 
 
+def test_intermediate_keys_of_the_derivation_are_wiped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each `bytes` that an HMAC returned on the way is zero afterwards; only the caller's buffer has the result."""
+    returned: list[bytes] = []
+    digest = hmac.digest
+
+    def kept(*arguments: Any) -> bytes:
+        returned.append(digest(*arguments))
+        assert any(returned[-1])
+        return returned[-1]
+
+    monkeypatch.setattr(hmac, "digest", kept)
+    output = bytearray(100)
+    hkdf.derive_into(digest="sha512", key=KEY, salt=b"salt", info=b"info", into=output)
+
+    assert any(output)
+    assert returned == [bytes(64)] * 3
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
@@ -421,10 +440,42 @@ def test_root_wrap_refuses_what_breaks_the_format(changes: dict[str, Any]) -> No
 
 def test_token_is_not_unwrapped_as_a_master_key() -> None:
     """The HSM's side takes only its own suite."""
-    with pytest.raises(SealedSecretRefused):
-        sealing.root_unwrap_parts(seal(), MASTER_CONTEXT)
+    for context in (MASTER_CONTEXT, CONTEXT):
+        with pytest.raises(SealedSecretRefused):
+            sealing.root_unwrap_parts(seal(), context)
     with pytest.raises(SealedSecretRefused):
         sealing.check_master_commitment(sealing.parse(seal()), MASTER)
+
+
+def test_master_key_is_not_opened_with_a_wrapping_key() -> None:
+    """Even a record of the HSM's suite that was made with derived keys, commitment and all, is refused by open_into."""
+    salt, kind = bytes(12 * [7]) + bytes(20), SecretKind.MASTER_KEY
+    with sealing._DerivedKeys(key=KEY, salt=salt) as derived:
+        header = sealing.SealedHeader(
+            suite=sealing.Suite.HSM_AES_256_GCM,
+            kind=kind,
+            key_id=KEY_ID,
+            key_version=1,
+            salt=salt,
+            commitment=bytes(derived.commitment),
+            length=48,
+        )
+        encoded = sealing._encode(header)
+        authenticated = sealing._associated_data(encoded, kind, MASTER_CONTEXT)
+        forged = encoded + AESGCM(derived.message_key).encrypt(bytes(12), MASTER, authenticated)
+
+    with pytest.raises(SealedSecretRefused):
+        open_sealed(forged, kind=kind, context=MASTER_CONTEXT)
+
+
+def test_commitment_of_a_master_key_counts_only_in_its_own_suite() -> None:
+    """A header of another suite is refused even if it carries the right commitment."""
+    wrapped = sealing.parse(wrap_master())
+    relabelled = replace(wrapped, suite=sealing.Suite.HKDF_SHA512_AES_256_GCM)
+
+    sealing.check_master_commitment(wrapped, MASTER)
+    with pytest.raises(SealedSecretRefused):
+        sealing.check_master_commitment(relabelled, MASTER)
 
 
 def test_repr_of_derived_keys_and_errors_is_empty_of_secrets() -> None:
