@@ -80,6 +80,7 @@ def test_every_path_of_the_configuration_is_mounted(configuration: Configuration
         configuration.hsm.keys_file,
         *(item.address.removeprefix("unix:") for item in configuration.listeners),
         *(item.descriptor for item in configuration.providers),
+        *(item.signing_certificate_file or "" for item in configuration.providers),
     ]
 
     homeless = [path for path in named if not any(str(parent) in _mounts(sidecar) for parent in Path(path).parents)]
