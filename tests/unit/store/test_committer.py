@@ -10,6 +10,7 @@ from typing import Self
 
 import pytest
 
+from sidecar.audit.errors import EntryRefused
 from sidecar.domain.consent import ConsentState
 from sidecar.domain.payment import PaymentState
 from sidecar.domain.secrets import SealedSecret, SecretKind
@@ -189,6 +190,32 @@ def test_refusals_of_a_group_that_was_not_committed_are_void(tmp_path: Path) -> 
             )
             assert [type(outcome) for outcome in outcomes] == [Unavailable, Unavailable]
             assert await store.claim(claim.caller, claim.request_id) is None
+
+    asyncio.run(run())
+
+
+def test_a_command_that_fails_leaves_nothing_in_its_group(tmp_path: Path) -> None:
+    """What a failing command had already written is taken back, and the commands beside it in the transaction stay."""
+
+    async def run() -> None:
+        async with faulty(new_database(tmp_path), linger_seconds=0.2) as (store, database):
+            consent = new_consent()
+            await store.claim_consent(consent, new_claim(), draft())
+            await asyncio.gather(*(store.record([draft()]) for _ in range(3)))  # company, so that the next ones meet
+            before, size, claim = database.commits, await _size(store), new_claim()
+            active = consent.to(ConsentState.ACTIVE)
+            outcomes = await asyncio.gather(
+                store.record([draft()]),
+                store.change_consent(active, claim=claim, audit=[draft(), draft(reason="not a reason")]),
+                store.record([draft()]),
+                return_exceptions=True,
+            )
+            assert database.commits == before + 1
+            assert [type(outcome) for outcome in outcomes] == [type(None), EntryRefused, type(None)]
+            assert await store.consent(consent.id) == consent
+            assert await store.claim(claim.caller, claim.request_id) is None
+            assert await _size(store) == size + 2
+            await store.sign_pending()
 
     asyncio.run(run())
 
