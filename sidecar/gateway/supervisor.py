@@ -26,7 +26,7 @@ from typing import IO, Final, Protocol
 import msgspec
 
 import sidecar
-from sidecar.errors import CustodyError, Unavailable
+from sidecar.errors import Corrupt, CustodyError
 from sidecar.gateway.links import Connection, EgressLink, HsmLink
 from sidecar.hardening import WIPING_ENVIRONMENT
 from sidecar.ipc.messages import (
@@ -185,8 +185,15 @@ class Supervisor:
                 await self._watch(self._children[name])
                 await self._replace(name)
         except ChildRefused as refused:
-            if not self.failure.done():
-                self.failure.set_result(refused)
+            self._give_up(refused)
+        except Exception as error:  # noqa: BLE001 (a keeper that dies unseen would leave the sidecar without its child)
+            unexpected = ChildRefused(child=name, message="an unexpected error ended its supervision", exit_code=None)
+            unexpected.__cause__ = error
+            self._give_up(unexpected)
+
+    def _give_up(self, refused: ChildRefused) -> None:
+        if not self.failure.done():
+            self.failure.set_result(refused)
 
     async def _watch(self, child: "_Child") -> None:
         """Returns when the child has ended or does not answer."""
@@ -247,10 +254,14 @@ class Supervisor:
         fresh = HsmLink()
         fresh.attach(child.connection)
         try:
-            await self._on_hsm_started(fresh)
+            async with asyncio.timeout(self._times.start_seconds):
+                await self._on_hsm_started(fresh)
+        except TimeoutError as error:
+            message = "the master keys were not loaded in time"
+            raise ChildRefused(child=HSM, message=message, exit_code=ChildExit.UNREACHABLE) from error
         except CustodyError as error:
-            # Unavailable heals with another try; anything else says that the keys themselves are wrong.
-            code = ChildExit.UNREACHABLE if isinstance(error, Unavailable) else ChildExit.KEY_REFUSED
+            # Keys that do not open never will; anything else, such as a database that is away, may heal.
+            code = ChildExit.KEY_REFUSED if isinstance(error, Corrupt) else ChildExit.UNREACHABLE
             raise ChildRefused(child=HSM, message=error.message, exit_code=code) from error
 
     def _introduce(self) -> None:

@@ -290,6 +290,7 @@ class SigningKey:
         self._key = key
         self._reference = reference
         self._public_key = _on_curve(reference, point)
+        self._scheme = ec.ECDSA(utils.Prehashed(SHA256()))
         self._attributes = dict(attributes)
         self.spki_der = _P256_SPKI_PREFIX + point
         self.key_id = hashlib.sha256(self.spki_der).hexdigest()[:16]
@@ -326,7 +327,7 @@ class SigningKey:
         r, s = int.from_bytes(signature[:_SCALAR_BYTES], "big"), int.from_bytes(signature[_SCALAR_BYTES:], "big")
         try:
             encoded = utils.encode_dss_signature(r, s)
-            self._public_key.verify(encoded, digest, ec.ECDSA(utils.Prehashed(SHA256())))
+            self._public_key.verify(encoded, digest, self._scheme)
         except InvalidSignature:
             return False
         return True

@@ -306,6 +306,29 @@ def test_a_database_that_is_away_during_a_restart_is_waited_for(token):
     asyncio.run(check())
 
 
+def test_an_unexpected_error_while_restarting_is_not_lost(token):
+    """A defect in what reloads the master keys: the supervisor says so instead of going on without an HSM."""
+
+    async def check() -> None:
+        keys, broken = KeyStore(), False
+
+        async def load(fresh: HsmLink) -> None:
+            if broken:
+                raise RuntimeError("a defect")
+            await keys.load(fresh)
+
+        async with house(token, load=load) as it:
+            await it.supervisor.start()
+            broken = True
+            os.kill(it.supervisor.pids["hsm"], signal.SIGKILL)
+            refused = await asyncio.wait_for(asyncio.shield(it.supervisor.failure), 30)
+
+        assert isinstance(refused.__cause__, RuntimeError)
+        assert refused.child == "hsm"
+
+    asyncio.run(check())
+
+
 def test_a_child_that_cannot_be_started_gives_the_status(token):
     """A command that ends at once, without a word of ours, is reported with its exit status."""
 
