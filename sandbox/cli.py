@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,7 +94,9 @@ def _parser() -> argparse.ArgumentParser:
         help="on which requests below /v1 a signature is required: all, all but GET, none",
     )
     serve.add_argument("--access-token-seconds", type=int, default=600)
-    serve.add_argument("--token-prefix", default="", help="how every token begins, for a search to find it by")
+    serve.add_argument(
+        "--token-prefix", type=_token_text, default="", help="how every token begins, for a search to find it by"
+    )
     serve.add_argument("--frequency-per-day", type=int, help="agreed reads a day without the person, per address")
     serve.add_argument("--delay-seconds", type=_seconds, default=0.0, help="latency of every answer below /v1")
     serve.add_argument("--state", type=Path, help="file that keeps consents, tokens and ledger over a restart")
@@ -106,6 +109,12 @@ def _port(text: str) -> int:
     if not 0 <= value <= 65535:
         raise argparse.ArgumentTypeError("a port is 0 to 65535")
     return value
+
+
+def _token_text(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._~-]{0,64}", text):
+        raise argparse.ArgumentTypeError("a token begins with letters, digits and . _ ~ - (RFC 6750 section 2.1)")
+    return text
 
 
 def _seconds(text: str) -> float:

@@ -1,6 +1,7 @@
 """The authorization server: each rule of the RFCs that a client could break, broken once."""
 
 import base64
+import http.client
 import json
 import secrets
 import ssl
@@ -66,11 +67,17 @@ def test_the_metadata_announces_what_the_server_does(bank: SandboxProcess, tpp: 
 
 
 def test_the_api_wants_a_client_certificate(bank: SandboxProcess) -> None:
-    """Without a TLS client certificate there is no connection to the API listener."""
-    with pytest.raises((ssl.SSLError, OSError)):
-        urllib.request.urlopen(
-            f"{bank.info.api_base_url}/v1/accounts", context=tls_context(bank.info.ca_file), timeout=10
-        )
+    """Without a TLS client certificate there is no answer at all from the API listener, not even a refusal."""
+    tls = tls_context(bank.info.ca_file)
+    connection = http.client.HTTPSConnection("127.0.0.1", bank.info.ports["api"], context=tls, timeout=10)
+
+    def ask() -> http.client.HTTPResponse:
+        connection.request("GET", "/v1/accounts")
+        return connection.getresponse()
+
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        ask()
+    connection.close()
 
 
 def test_a_foreign_ca_is_not_believed(bank: SandboxProcess, prepared: Prepared, tmp_path: Path) -> None:
@@ -81,7 +88,7 @@ def test_a_foreign_ca_is_not_believed(bank: SandboxProcess, prepared: Prepared, 
     (tmp_path / "c.key").write_bytes(private_pem(key))
     tpp = prepared.tpp(bank, tls_certificate=tmp_path / "c.pem", tls_key=tmp_path / "c.key")
 
-    with pytest.raises((ssl.SSLError, OSError)):
+    with pytest.raises((ssl.SSLError, ConnectionError)):
         tpp.xs2a("GET", "/v1/accounts")
 
 
@@ -327,22 +334,6 @@ def test_a_provider_without_the_role_may_not_pay(
     assert (payment.status, code_of(payment)) == (401, "ROLE_INVALID")
 
 
-def test_a_certificate_that_expires_during_a_connection_is_noticed(
-    bank: SandboxProcess, prepared: Prepared, tmp_path: Path
-) -> None:
-    """The certificate's end is checked at each request, not only in the handshake."""
-    other = prepared.tpp(bank, **issued(prepared, tmp_path, DEFAULT_ORGANISATION, days=4 / 86400))
-    first = other.xs2a("GET", f"/v1/consents/{uuid.uuid4()}")
-    time.sleep(5)
-    second = other.xs2a("GET", f"/v1/consents/{uuid.uuid4()}")
-    oauth = other.form("/oauth/par", {})
-    other.close()
-
-    assert (first.status, code_of(first)) == (403, "CONSENT_UNKNOWN")
-    assert (second.status, code_of(second)) == (401, "CERTIFICATE_EXPIRED")
-    assert error_of(oauth) == (401, "invalid_client")
-
-
 def test_a_token_names_its_certificate(tpp: DirectTpp, session: Session, prepared: Prepared) -> None:
     """Introspection shows cnf x5t#S256 of the client certificate, and active only while the token lives."""
     alive = tpp.form("/oauth/introspect", {"token": session.access_token}).json()
@@ -395,16 +386,14 @@ def test_a_token_for_payments_alone_pays_and_reads_nothing(bank: SandboxProcess,
     assert (paid.status, refused.status, read.status) == (201, 401, 403)
 
 
-def test_access_tokens_expire(prepared: Prepared) -> None:
-    """After its life an access token gives TOKEN_EXPIRED, and the refresh token still works."""
-    arguments = ["--access-token-seconds", "1"]
-    with SandboxProcess.start(prepared.layout.root, arguments=arguments) as bank:
+def test_tokens_can_be_marked(prepared: Prepared) -> None:
+    """--token-prefix begins every token, so that a search can find what must be nowhere."""
+    with SandboxProcess.start(prepared.layout.root, arguments=["--token-prefix", "canary-"]) as bank:
         tpp = prepared.tpp(bank)
         session = approve(bank, tpp)
-        time.sleep(1.2)
-        late = session.read(tpp, "/v1/accounts")
-        refreshed = tpp.refresh(session.refresh_token)
+        refreshed = tpp.refresh(session.refresh_token).json()
         tpp.close()
 
-    assert (late.status, code_of(late)) == (401, "TOKEN_EXPIRED")
-    assert refreshed.status == 200
+    tokens = [session.access_token, session.refresh_token, refreshed["access_token"], refreshed["refresh_token"]]
+    assert all(str(token).startswith("canary-") for token in tokens)
+    assert len(set(tokens)) == 4

@@ -262,7 +262,7 @@ def test_the_consent_named_must_be_the_tokens(tpp: JudgedTpp, session: Session) 
 
 @pytest.fixture(scope="module")
 def idempotent(prepared: Prepared) -> Iterator[SandboxProcess]:
-    arguments = ["--idempotency", "header", "--idempotency-window-seconds", "3"]
+    arguments = ["--idempotency", "header"]
     with SandboxProcess.start(prepared.layout.root, arguments=arguments) as bank:
         yield bank
 
@@ -318,16 +318,6 @@ class TestIdempotencyKey:
             assert session.pay(tpp, **headers).status == 201
 
         assert len(bank.ledger()) == 4
-
-    def test_after_the_window_the_key_is_forgotten(
-        self, bank: SandboxProcess, tpp: JudgedTpp, session: Session
-    ) -> None:
-        """A repeat after the window is a new payment: what a sidecar must never let happen."""
-        session.pay(tpp, Idempotency_Key="k-5")
-        time.sleep(3.5)
-        session.pay(tpp, Idempotency_Key="k-5")
-
-        assert len(bank.ledger()) == 2
 
     def test_a_refusal_does_not_use_the_key_up(self, bank: SandboxProcess, tpp: JudgedTpp, session: Session) -> None:
         """A request that was refused leaves its key free."""
