@@ -1,0 +1,1 @@
+"""custodyctl: the administrators' command line."""
