@@ -17,7 +17,7 @@ from sandbox.web import Answer, parse_json_object
 
 MAX_SECONDS = 600.0
 MAX_HUGE_BYTES = 256 * 1024 * 1024
-_BODY_VARIANTS = ("truncated_json", "html", "duplicate_keys", "huge", "wrong_content_type", "echo_token", "empty")
+BODY_VARIANTS = ("truncated_json", "html", "duplicate_keys", "huge", "wrong_content_type", "echo_token", "empty")
 
 
 class FaultInvalid(Exception):
@@ -61,8 +61,8 @@ class Fault:
     def __post_init__(self) -> None:
         if self.kind not in self.KINDS:
             raise FaultInvalid(f"kind must be one of {', '.join(self.KINDS)}")
-        if self.kind == "body" and self.variant not in _BODY_VARIANTS:
-            raise FaultInvalid(f"variant must be one of {', '.join(_BODY_VARIANTS)}")
+        if self.kind == "body" and self.variant not in BODY_VARIANTS:
+            raise FaultInvalid(f"variant must be one of {', '.join(BODY_VARIANTS)}")
         if self.kind == "answer" and self.status is None:
             raise FaultInvalid("an answer needs a status")
         if not self.path_prefix.startswith("/") or self.count < 1:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from sandbox.books import parse_cents
 from sandbox.directory import Client
+from sandbox.payments import UNKNOWN_CREDITOR
 from sandbox.web import Call, parse_json_object
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}")
@@ -31,6 +32,7 @@ class Refusal(Exception):
 
 
 def request_id(call: Call) -> str:
+    """Return X-Request-ID, which must be a UUID."""
     value = call.header("x-request-id")
     if value is None or not _UUID.fullmatch(value):
         raise Refusal(400, "FORMAT_ERROR", "X-Request-ID is required and must be a UUID")
@@ -44,11 +46,15 @@ def psu_ip(call: Call, *, required: bool) -> bool:
         if required:
             raise Refusal(400, "FORMAT_ERROR", "PSU-IP-Address is required")
         return False
-    ipaddress.ip_address(value)
+    try:
+        ipaddress.ip_address(value)
+    except ValueError as error:
+        raise Refusal(400, "FORMAT_ERROR", "PSU-IP-Address must be an IP address") from error
     return True
 
 
 def json_body(call: Call) -> dict[str, object]:
+    """Return the body, which must be one JSON object and be called so."""
     media_type = (call.header("content-type") or "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise Refusal(415, "FORMAT_ERROR", "Content-Type must be application/json")
@@ -56,6 +62,7 @@ def json_body(call: Call) -> dict[str, object]:
 
 
 def boolean(body: Mapping[str, object], name: str) -> bool:
+    """Return a member that must be true or false."""
     value = body.get(name)
     if not isinstance(value, bool):
         raise Refusal(400, "FORMAT_ERROR", f"{name} must be true or false")
@@ -63,6 +70,7 @@ def boolean(body: Mapping[str, object], name: str) -> bool:
 
 
 def text(body: Mapping[str, object], name: str, max_length: int) -> str | None:
+    """Return a text of 1 to `max_length` characters of the SEPA set, None if the member is absent."""
     value = body.get(name)
     if value is None and name not in body:
         return None
@@ -72,14 +80,18 @@ def text(body: Mapping[str, object], name: str, max_length: int) -> str | None:
 
 
 def iban(body: Mapping[str, object], name: str) -> str:
+    """Return the IBAN of an account reference; its check digits must fit, save for the unknown creditor of the sandbox."""
     reference = body.get(name)
-    iban = reference.get("iban") if isinstance(reference, dict) else None
-    if not isinstance(iban, str) or not _IBAN.fullmatch(iban):
+    value = reference.get("iban") if isinstance(reference, dict) else None
+    if not isinstance(value, str) or not _IBAN.fullmatch(value):
         raise Refusal(400, "FORMAT_ERROR", f"{name} must be an account reference with an IBAN")
-    return iban
+    if not value.startswith(UNKNOWN_CREDITOR) and not _check_digits_fit(value):
+        raise Refusal(400, "FORMAT_ERROR", f"the check digits of the IBAN in {name} do not fit")
+    return value
 
 
 def amount(value: object) -> int:
+    """Return an amount in cents."""
     if not isinstance(value, dict) or set(value) != {"currency", "amount"} or value["currency"] != "EUR":
         raise Refusal(400, "FORMAT_ERROR", "instructedAmount must be {currency: EUR, amount}")
     if not isinstance(value["amount"], str):
@@ -98,12 +110,19 @@ def redirect_uri(call: Call, header: str, client: Client) -> str | None:
 
 
 def date(value: object, name: str) -> datetime.date:
-    if not isinstance(value, str) or not re.fullmatch(r"\d{4}-\d{2}-\d{2}", value):
+    """Return a date written as YYYY-MM-DD."""
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", value):
         raise Refusal(400, "FORMAT_ERROR", f"{name} must be a date (YYYY-MM-DD)")
     return datetime.date.fromisoformat(value)
 
 
 def whole(value: str, name: str, low: int, high: int) -> int:
+    """Return a whole number from `low` to `high`."""
     if not re.fullmatch(r"[0-9]{1,7}", value) or not low <= int(value) <= high:
         raise Refusal(400, "FORMAT_ERROR", f"{name} must be a whole number from {low} to {high}")
     return int(value)
+
+
+def _check_digits_fit(value: str) -> bool:
+    """ISO 13616: moved four characters to the right and read as digits (A = 10), an IBAN is 1 modulo 97."""
+    return int("".join(str(int(character, 36)) for character in value[4:] + value[:4])) % 97 == 1

@@ -319,16 +319,16 @@ def test_a_client_assertion_may_not_be_older_than_its_life(world: World) -> None
     assert "expired" in str(expired["error_description"])
 
 
-def test_certificates_end_during_a_connection(world: World, prepared: Prepared) -> None:
-    """Certificates are checked at each request, not only in the handshake: TLS and signing certificate."""
-    seal = facts(load_certificate(prepared.layout.signing_certificate))
-    tls = facts(load_certificate(prepared.layout.tpp_certificate))
-    consent_id = secrets.token_hex(8)
-    before = world.tpp.xs2a("GET", f"/v1/consents/{consent_id}")
-    world.now = max(seal.not_after, tls.not_after) + 1
-    after = world.tpp.xs2a("GET", f"/v1/consents/{consent_id}")
+def test_a_certificate_may_end_during_a_connection(prepared: Prepared) -> None:
+    """The TLS client certificate is checked at each request, not only in the handshake."""
+    world = World(prepared, signature="optional")
+    path = f"/v1/consents/{secrets.token_hex(8)}"
+    before = world.tpp.xs2a("GET", path, sign=False)
+    world.now = facts(load_certificate(prepared.layout.tpp_certificate)).not_after + 1
+    after = world.tpp.xs2a("GET", path, sign=False)
     oauth = world.tpp.form("/oauth/par", {})
 
     assert (before.status, code_of(before)) == (403, "CONSENT_UNKNOWN")
     assert (after.status, code_of(after)) == (401, "CERTIFICATE_EXPIRED")
+    assert (oauth.status, oauth.json()["error"]) == (401, "invalid_client")
     assert "certificate" in str(oauth.json()["error_description"])

@@ -144,6 +144,7 @@ def test_a_wrong_amount_is_refused(bank: SandboxProcess, tpp: JudgedTpp, session
         ({"creditorName": "Zoë"}, 400, "FORMAT_ERROR"),
         ({"creditorAccount": {"iban": "nl91"}}, 400, "FORMAT_ERROR"),
         ({"creditorAccount": {"bban": "1234"}}, 400, "FORMAT_ERROR"),
+        ({"creditorAccount": {"iban": "NL92ABNA0417164300"}}, 400, "FORMAT_ERROR"),
         ({"endToEndIdentification": "x" * 36}, 400, "FORMAT_ERROR"),
         ({"remittanceInformationUnstructured": "line\nbreak"}, 400, "FORMAT_ERROR"),
         ({"creditorAgent": "not a bic"}, 400, "FORMAT_ERROR"),
