@@ -90,7 +90,8 @@ class OnHsmStarted(Protocol):
 class Supervisor:
     """`start`, then `failure` tells if a child is gone for good, then `stop`.
 
-    `on_line` gets each log line of a child, without its end; `restarts` counts by child.
+    `on_line` gets each log line of a child, without its end; `restarts` counts by child. To be used on the main thread: the
+    kernel counts a child's parent by thread, and kills the child when that thread ends.
     """
 
     def __init__(

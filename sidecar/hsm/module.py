@@ -29,7 +29,7 @@ from sidecar.hsm.pin import Pin
 from sidecar.ipc.messages import ChildExit, HsmSettings, KeyDescription, KeyReference
 from sidecar.secretbuffer import Buffer, SecretBuffer, WritableBuffer, wipe_bytes
 
-__all__ = ["P256_PARAMETERS", "ModuleFacts", "RootKey", "SigningKey", "Token", "faults"]
+__all__ = ["P256_PARAMETERS", "ModuleFacts", "RootKey", "SigningKey", "Token", "faults", "load_module"]
 
 P256_PARAMETERS = bytes.fromhex("06082a8648ce3d030107")  # DER of the OID prime256v1 (RFC 5480)
 # DER of SubjectPublicKeyInfo up to the point (RFC 5480 section 2). Written out because cryptography's serialisation would
@@ -88,7 +88,7 @@ class Token:
         """
         import pkcs11
 
-        library = _load(settings.module_path)
+        library = load_module(settings.module_path)
         token = _select(library, settings)
         facts = _facts(library, token)
         _check_pin_may_be_tried(facts, int(token.flags))
@@ -362,7 +362,8 @@ def _refusal_of(reference: KeyReference, cause: str) -> StartRefused:
     return StartRefused(ChildExit.UNREACHABLE, f"the HSM failed while the {reference.purpose} key was tried ({cause})")
 
 
-def _load(path: str) -> Any:  # noqa: ANN401 (python-pkcs11's library has no type of its own)
+def load_module(path: str) -> Any:  # noqa: ANN401 (python-pkcs11's library has no type of its own)
+    """The PKCS#11 module, initialised. Raises StartRefused: SETTINGS_REFUSED, or UNREACHABLE when its HSM does not answer."""
     import pkcs11
 
     try:

@@ -29,8 +29,9 @@ _MAX_SETTINGS_BYTES = 1024 * 1024
 
 def run(*, settings_fd: int, gateway_fd: int, wiring_fd: int, parent_pid: int) -> int:
     """The exit code."""
-    # Ctrl-C goes to the whole terminal group; the gateway decides when its children end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C and a service manager's stop go to the whole group; the gateway finishes its payments and then ends its children.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     try:
         posture = harden(parent_pid=parent_pid)
         settings = _read_settings(settings_fd)

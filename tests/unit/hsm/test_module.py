@@ -487,7 +487,7 @@ def log_in(monkeypatch, tmp_path):
     settings = HsmSettings(cluster="c", module_path="m", token_label="t", token_serial="s", pin_file=str(pin), keys=())
 
     def run(*tokens):
-        monkeypatch.setattr(module, "_load", lambda _path: PlayedLibrary(*tokens))
+        monkeypatch.setattr(module, "load_module", lambda _path: PlayedLibrary(*tokens))
         return Token.log_in(settings)
 
     return run

@@ -4,10 +4,12 @@ import hashlib
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -216,6 +218,26 @@ def test_a_reader_that_does_not_read_is_not_waited_for(shared):
         assert isinstance(shared.ask(Sign(purpose=KeyPurpose.AUDIT, digest=DIGEST)), Signature)
 
 
+def test_a_slow_reader_gets_every_answer_in_order(shared):
+    """Answers that the kernel does not take at once wait, and go out when the reader goes on."""
+    number = 4_000
+    frames = [
+        encode_frame(EgressToHsmFrame(id=at, deadline_boot_time_ns=deadline_after(90), body=Ping()))
+        if at % 2
+        else encode_frame(
+            EgressToHsmFrame(id=at, deadline_boot_time_ns=deadline_after(90), body=CreateDataKey(context=CONTEXT))
+        )
+        for at in range(1, number + 1)
+    ]
+    with shared.connect_egress() as egress, ThreadPoolExecutor(1) as sender:
+        sent = sender.submit(egress.sendall, b"".join(frames))
+        time.sleep(1.0)
+        answers = [msgspec.msgpack.decode(received(egress))["id"] for _ in range(number)]
+        sent.result()
+
+    assert answers == list(range(1, number + 1))
+
+
 # --- the gateway's socket --------------------------------------------------------------------------------------------------
 
 
@@ -307,6 +329,15 @@ def test_the_process_ends_when_the_gateway_closes(hsm):
     assert lines[-1]["event"] == "stopped"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_does_not_end_it(shared, number):
+    """Ctrl-C or a service manager's stop: the gateway still needs signatures to finish its payments."""
+    assert shared.ask(Ping()) == Pong()
+    shared.process.send_signal(number)
+
+    assert isinstance(shared.ask(Sign(purpose=KeyPurpose.AUDIT, digest=DIGEST)), Signature)
+
+
 def test_a_token_that_vanishes_fails_the_call_and_ends_the_process(tmp_path):
     """Nothing recovers by itself: the caller gets an answer, and a new process is needed."""
     token = ProvisionedToken.make(tmp_path)
@@ -319,6 +350,14 @@ def test_a_token_that_vanishes_fails_the_call_and_ends_the_process(tmp_path):
     assert answer == Failure(kind="Unavailable", reason="HSM_UNAVAILABLE", description="the HSM failed; try again")
     assert code == ChildExit.SICK
     assert [line["event"] for line in lines[-2:]] == ["hsm-fault", "stopped"]
+
+
+def test_the_process_is_hardened_before_it_is_ready(shared):
+    """The kernel says so: no core file, no new privileges; and the log line names nothing that is missing but capabilities."""
+    proc = Path(f"/proc/{shared.process.pid}")
+
+    assert re.search(r"Max core file size\s+0\s+0", (proc / "limits").read_text())
+    assert re.search(r"NoNewPrivs:\s+1", (proc / "status").read_text())
 
 
 # --- what it does not start with -------------------------------------------------------------------------------------------
@@ -544,6 +583,45 @@ def test_provisioning_with_a_wrong_pin_says_so_once(tmp_path):
     assert done.returncode == ChildExit.PIN_REFUSED
     assert done.stderr == "No key was made: the token refused the PIN: it was tried once and is not tried again.\n"
     assert not (tmp_path / "keys.json").exists()
+
+
+# --- inspection ------------------------------------------------------------------------------------------------------------
+
+
+def inspect(token: ProvisionedToken, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "sidecar.hsm.inspect", *arguments],
+        env=child_environment(token.environment, keep_foreign=True),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_slots_are_listed_without_a_login(token):
+    """The token with its label, serial and flags; the empty slot too."""
+    done = inspect(token, "slots", "--module", str(token.configuration.module_path))
+
+    slots = json.loads(done.stdout)
+    mine = [slot for slot in slots if slot["token_serial"] == token.configuration.serial]
+    assert [slot["token_label"] for slot in mine] == ["custody-tests"]
+    assert "USER_PIN_INITIALIZED" in mine[0]["flags"]
+    assert len(slots) == 2
+
+
+def test_the_test_command_proves_every_key_as_a_start_would(token, odd, tmp_path):
+    """Good keys: shown. A weak one: refused with the same code and words as the process."""
+    settings = tmp_path / "settings.json"
+    settings.write_bytes(msgspec.json.encode(token.settings()))
+    good = inspect(token, "test", "--settings", str(settings))
+    settings.write_bytes(msgspec.json.encode(token.settings(keys=[odd["weak-WRAP/1"]])))
+    weak = inspect(token, "test", "--settings", str(settings))
+
+    assert good.returncode == 0, good.stderr
+    assert {key["purpose"] for key in json.loads(good.stdout)["keys"]} == {purpose.value for purpose in KeyPurpose}
+    assert weak.returncode == ChildExit.KEY_REFUSED
+    assert "CKA_WRAP is true and must be false" in weak.stderr
 
 
 # --- what is left in memory ------------------------------------------------------------------------------------------------
