@@ -27,13 +27,18 @@ __all__ = ["Served", "served"]
 
 @dataclass(slots=True, kw_only=True)
 class Served:
-    """A running server. `seen` holds each attempt that arrived: method, request, and the seconds left of its deadline."""
+    """A running server.
+
+    `seen` holds each attempt that arrived: method, request, and the seconds left of its deadline. `peers` holds the common
+    name in the certificate of each.
+    """
 
     fake: FakeCustody
     address: str
     server: grpc.Server
     health: health.HealthServicer
     seen: list[tuple[str, Message, float]] = field(default_factory=list)
+    peers: list[str] = field(default_factory=list)
     raw_failures: deque[Callable[[grpc.ServicerContext], None]] = field(default_factory=deque)
 
     def attempts(self, method: str) -> list[Message]:
@@ -91,6 +96,8 @@ def _handler(state: Served, lock: threading.Lock, name: str, method: Method) -> 
     def note(request: Message, context: grpc.ServicerContext) -> None:
         with lock:
             state.seen.append((name, request, context.time_remaining()))
+            authenticated: Any = context.auth_context()  # lists of bytes, whatever the types say
+            state.peers += [name.decode() for name in authenticated.get("x509_common_name", ())]
             fail = state.raw_failures.popleft() if state.raw_failures else None
         if fail:
             fail(context)

@@ -19,6 +19,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from custody import ErrorReason, Money, Purpose
+from custody._contract import method_named
+from custody._polling import poll_pauses
+from custody._retry import Retries
 from custody.testing import FakeCustody
 from google.rpc import error_details_pb2, status_pb2
 
@@ -304,6 +307,62 @@ def test_asyncio_wait_ready_and_retries(server: Served) -> None:
     assert request_id == server.attempts(PAY)[0].request_id  # type: ignore[attr-defined]
 
 
+def test_asyncio_calls_have_a_deadline_too(server: Served) -> None:
+    """The sidecar sees a deadline from the asyncio client: the client's own, and the call's."""
+
+    async def act() -> None:
+        async with custody.aio.Client(server.address, timeout_seconds=50) as client:
+            await client.providers.get(server.fake.provider)
+            await client.providers.get(server.fake.provider, timeout_seconds=9)
+
+    asyncio.run(act())
+
+    default, own = (left for _, _, left in server.seen)
+    assert 10 < default <= 50.1
+    assert own <= 9.1
+
+
+def test_what_is_not_repeatable_is_not_repeated() -> None:
+    """A method that is neither a read nor carries a request id is sent once, however the call ends."""
+    unavailable = custody.UnavailableError("no", code="UNAVAILABLE")
+
+    pauses = [
+        Retries(method=method_named(name), max_retries=3, deadline_seconds=100).pause_after(unavailable, now_seconds=0)
+        for name in ("AuditService.ExportLog", "AuditService.GetCheckpoint", PAY)
+    ]
+
+    assert [pause is None for pause in pauses] == [True, False, False]
+
+
+def test_looks_become_seldom_and_end_in_time() -> None:
+    """Waiting looks soon at first, never more seldom than every 5 seconds, and not beyond its time."""
+    pauses: list[float] = []
+    given = poll_pauses(60, clock=lambda: sum(pauses))
+    while (pause := next(given, None)) is not None:
+        pauses.append(pause)
+
+    assert pauses[0] == 0.25
+    assert max(pauses) == 5.0
+    assert sum(pauses) == pytest.approx(60)
+    assert pauses[:-1] == sorted(pauses[:-1])
+
+
+def test_a_closed_client_says_so(server: Served) -> None:
+    """After the block the connection is closed, and a call says that instead of hanging or connecting again."""
+    with custody.Client(server.address) as client:
+        client.providers.get(server.fake.provider)
+
+    async def act() -> None:
+        async with custody.aio.Client(server.address) as asynchronous:
+            await asynchronous.providers.get(server.fake.provider)
+        with pytest.raises(RuntimeError, match="closed"):
+            await asynchronous.providers.get(server.fake.provider)
+
+    with pytest.raises(RuntimeError, match="closed"):
+        client.providers.get(server.fake.provider)
+    asyncio.run(act())
+
+
 def test_asyncio_calls_run_side_by_side(server: Served) -> None:
     """Many calls at once on one client each get their own answer."""
 
@@ -407,6 +466,45 @@ def test_mutual_tls(tmp_path: Path, tcp: bool, asynchronous: bool) -> None:
         with pytest.raises(custody.UnavailableError):
             name_by("other.pem", None)
         assert len(secured.seen) == 2
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["blocking", "asyncio"])
+def test_renewed_certificates_are_picked_up(tmp_path: Path, asynchronous: bool) -> None:
+    """A certificate that is replaced in its file is what the next call shows; while it is gone, calls go on as before."""
+    authority = Authority()
+    (tmp_path / "ca.pem").write_bytes(authority.certificate.public_bytes(serialization.Encoding.PEM))
+    certificate, key = authority.issue(tmp_path, "sidecar", x509.DNSName("localhost"))
+    old, old_key = authority.issue(tmp_path, "old")
+    new, new_key = authority.issue(tmp_path, "new")
+    mine, my_key = old.rename(tmp_path / "app.pem"), old_key.rename(tmp_path / "app.key")
+    tls = custody.Tls(ca=tmp_path / "ca.pem", certificate=mine, key=my_key)
+    pair = (key.read_bytes(), certificate.read_bytes())
+    ca = (tmp_path / "ca.pem").read_bytes()
+    credentials = grpc.ssl_server_credentials([pair], root_certificates=ca, require_client_auth=True)
+
+    def renew() -> None:
+        new.rename(mine)
+        new_key.rename(my_key)
+
+    async def act(address: str, provider: str) -> None:
+        async with custody.aio.Client(address, tls=tls) as client:
+            await client.providers.get(provider, timeout_seconds=20)
+            mine.unlink()
+            await client.providers.get(provider, timeout_seconds=20)
+            renew()
+            await client.providers.get(provider, timeout_seconds=20)
+
+    with served(credentials=credentials) as secured:
+        if asynchronous:
+            asyncio.run(act(secured.address, secured.fake.provider))
+        else:
+            with custody.Client(secured.address, tls=tls) as client:
+                client.providers.get(secured.fake.provider, timeout_seconds=20)
+                mine.unlink()
+                client.providers.get(secured.fake.provider, timeout_seconds=20)
+                renew()
+                client.providers.get(secured.fake.provider, timeout_seconds=20)
+        assert secured.peers == ["old", "old", "new"]
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,11 @@ Both let out CustodyError only, give every call a deadline, and repeat only what
 """
 
 import asyncio
+import threading
 import time
-from collections.abc import AsyncIterator, Iterator
-from typing import Any, Protocol
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, Generic, Protocol, TypeVar
 
 import grpc
 import grpc.aio
@@ -15,10 +17,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from custody._contract import Method, method_named
 from custody._retry import Retries
-from custody._settings import Settings
+from custody._settings import Settings, Tls
 from custody.errors import CustodyError, UnavailableError, error_of
 
 __all__ = ["AsyncGrpcTransport", "AsyncTransport", "GrpcTransport", "Transport"]
+
+ChannelT = TypeVar("ChannelT", grpc.Channel, grpc.aio.Channel)
 
 _HEALTH_POLL_SECONDS = 0.1
 _HEALTH_ATTEMPT_SECONDS = 2.0
@@ -56,23 +60,62 @@ class AsyncTransport(Protocol):
         """Give up the connection."""
 
 
+class _Renewal(Generic[ChannelT]):
+    """Keeps the channel of the day: when the TLS files are replaced, the next call is made on a new one.
+
+    The old channel stays until the one after it is replaced in turn, so that calls on it come to their end.
+    """
+
+    def __init__(self, settings: Settings, connect: Callable[[], ChannelT]) -> None:
+        self._tls = settings.tls
+        self._connect: Callable[[], ChannelT] = connect
+        self._lock = threading.Lock()
+        self._fingerprint = self._tls.fingerprint() if self._tls else ()
+        self._channels: deque[ChannelT] = deque([connect()], maxlen=2)
+        self._closed = False
+
+    def channel(self) -> ChannelT:
+        """Answer with the channel for a call that begins now."""
+        if self._closed:
+            raise RuntimeError("the client is closed")
+        with self._lock:
+            if self._tls is not None:
+                self._renew(self._tls)
+            return self._channels[-1]
+
+    def _renew(self, tls: Tls) -> None:
+        try:
+            found = tls.fingerprint()
+            if found != self._fingerprint:
+                self._channels.append(self._connect())
+                self._fingerprint = found
+        except FileNotFoundError:
+            return  # between the old file and the new one; the channel that there is still serves
+
+    def give_up(self) -> list[ChannelT]:
+        """Take no more calls; answers with the channels to close."""
+        self._closed = True
+        return list(self._channels)
+
+
 class GrpcTransport:
-    """A gRPC channel for a blocking client. Safe to share between threads; not across fork."""
+    """A gRPC connection for a blocking client. Safe to share between threads; not across fork."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        options = settings.channel_options()
-        if settings.tls is None:
-            self.channel = grpc.insecure_channel(settings.address, options)
-        else:
-            self.channel = grpc.secure_channel(settings.address, settings.tls.credentials(), options)
+        self._renewal = _Renewal(settings, self._connect)
+
+    @property
+    def channel(self) -> grpc.Channel:
+        """The channel for a call that begins now."""
+        return self._renewal.channel()
 
     def invoke(self, method: str, request: Message, *, timeout_seconds: float | None) -> Message:
         """Send a request, and again where that is safe, until the deadline."""
         target = method_named(method)
         retries = _retries(self._settings, target, timeout_seconds)
-        call = self.channel.unary_unary(target.path, _serialize, target.response_type.FromString)
         while True:
+            call = self.channel.unary_unary(target.path, _serialize, target.response_type.FromString)
             try:
                 answer: Message = call(request, timeout=_left(retries))
             except grpc.RpcError as failure:
@@ -113,27 +156,35 @@ class GrpcTransport:
         raise _not_ready(timeout_seconds)
 
     def close(self) -> None:
-        """Close the channel."""
-        self.channel.close()
+        """Close the connection."""
+        for channel in self._renewal.give_up():
+            channel.close()
+
+    def _connect(self) -> grpc.Channel:
+        settings = self._settings
+        if settings.tls is None:
+            return grpc.insecure_channel(settings.address, settings.channel_options())
+        return grpc.secure_channel(settings.address, settings.tls.credentials(), settings.channel_options())
 
 
 class AsyncGrpcTransport:
-    """A gRPC channel for an asyncio client, of one event loop."""
+    """A gRPC connection for an asyncio client, of one event loop."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        options = settings.channel_options()
-        if settings.tls is None:
-            self.channel = grpc.aio.insecure_channel(settings.address, options)
-        else:
-            self.channel = grpc.aio.secure_channel(settings.address, settings.tls.credentials(), options)
+        self._renewal = _Renewal(settings, self._connect)
+
+    @property
+    def channel(self) -> grpc.aio.Channel:
+        """The channel for a call that begins now."""
+        return self._renewal.channel()
 
     async def invoke(self, method: str, request: Message, *, timeout_seconds: float | None) -> Message:
         """Send a request, and again where that is safe, until the deadline."""
         target = method_named(method)
         retries = _retries(self._settings, target, timeout_seconds)
-        call = self.channel.unary_unary(target.path, _serialize, target.response_type.FromString)
         while True:
+            call = self.channel.unary_unary(target.path, _serialize, target.response_type.FromString)
             try:
                 answer: Message = await call(request, timeout=_left(retries))
             except grpc.aio.AioRpcError as failure:
@@ -176,8 +227,15 @@ class AsyncGrpcTransport:
         raise _not_ready(timeout_seconds)
 
     async def close(self) -> None:
-        """Close the channel."""
-        await self.channel.close(None)
+        """Close the connection."""
+        for channel in self._renewal.give_up():
+            await channel.close(None)
+
+    def _connect(self) -> grpc.aio.Channel:
+        settings = self._settings
+        if settings.tls is None:
+            return grpc.aio.insecure_channel(settings.address, settings.channel_options())
+        return grpc.aio.secure_channel(settings.address, settings.tls.credentials(), settings.channel_options())
 
 
 def _retries(settings: Settings, method: Method, timeout_seconds: float | None) -> Retries:

@@ -8,7 +8,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from datetime import date, datetime
-from functools import cached_property
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
@@ -100,7 +99,7 @@ class Client:
         """Close the connection. Calls that are under way end with an error; what they began goes on in the sidecar."""
         await self._transport.close()
 
-    @cached_property
+    @property
     def stub(self) -> Stubs:
         """The raw stubs of the contract, on this connection: without retries, deadlines, or readable errors."""
         if not isinstance(self._transport, AsyncGrpcTransport):

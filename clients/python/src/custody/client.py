@@ -7,7 +7,6 @@ stays. When an error or a deadline leaves open whether a call was carried out, c
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import date, datetime
-from functools import cached_property
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
@@ -99,7 +98,7 @@ class Client:
         """Close the connection. Calls that are under way end with an error; what they began goes on in the sidecar."""
         self._transport.close()
 
-    @cached_property
+    @property
     def stub(self) -> Stubs:
         """The raw stubs of the contract, on this connection: without retries, deadlines, or readable errors."""
         if not isinstance(self._transport, GrpcTransport):
