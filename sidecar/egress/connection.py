@@ -52,6 +52,8 @@ def tls_context(transport: ProviderTransport) -> ssl.SSLContext:
     context.check_hostname = True
     context.hostname_checks_common_name = False
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_TICKET
+    # CPython turns a missing close_notify into a proper end; an answer that was cut off must not look whole.
+    context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
     context.set_alpn_protocols(["http/1.1"])
     context.load_verify_locations(cafile=transport.ca_file)
     if transport.client_certificate_file:

@@ -39,11 +39,12 @@ class NotTokens(Exception):
 class TokenDocument:
     """Made by `scanned`; of use inside its block only."""
 
-    __slots__ = ("_document", "_strings", "_values")
+    __slots__ = ("_document", "_strings", "_tokens", "_values")
 
     def __init__(self, document: memoryview, strings: dict[str, _Span], values: dict[str, object]) -> None:
         self._document = document
         self._strings = strings
+        self._tokens: dict[str, memoryview] = {}  # those that were decoded in place, which must happen once
         self._values = values
 
     @property
@@ -60,13 +61,12 @@ class TokenDocument:
             return None
         if name not in self._strings:
             raise NotTokens
-        start, end = self._strings[name]
-        length = _unescape(self._document[start:end])
-        token = self._document[start : start + length]
-        if not 1 <= length <= MAX_TOKEN_BYTES or not _VSCHAR.match(token):
+        if name not in self._tokens:
+            start, end = self._strings[name]
+            self._tokens[name] = self._document[start : start + _unescape(self._document[start:end])]
+        token = self._tokens[name]
+        if not 1 <= len(token) <= MAX_TOKEN_BYTES or not _VSCHAR.match(token):
             raise NotTokens
-        # Asked again it gives the same, and not an escape that only looks like one.
-        self._strings[name] = (start, start + length)
         return token
 
 

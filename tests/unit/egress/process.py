@@ -10,6 +10,7 @@ import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import msgspec
 
@@ -139,10 +140,11 @@ async def running_egress(
     keys: SoftwareKeys,
     folder: Path,
     environment: Mapping[str, str] | None = None,
-    **settings: float,
+    **settings: float,  # of EgressSettings, where a test needs another than the default
 ) -> AsyncIterator[RunningEgress]:
     """The real process, wired and answering; it must end by itself when the gateway's socket closes."""
-    document = msgspec.json.encode(EgressSettings(cluster=CLUSTER, transports=tuple(transports), **settings))
+    defaults = EgressSettings(cluster=CLUSTER, transports=tuple(transports))
+    document = msgspec.json.encode(msgspec.structs.replace(defaults, **settings))
     gateway, gateway_of_child = socket.socketpair()
     wiring, wiring_of_child = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     log_file = folder / f"egress-{os.urandom(4).hex()}.log"
@@ -166,7 +168,7 @@ async def running_egress(
 
 
 def start_egress(
-    settings: bytes, gateway_fd: int, wiring_fd: int, log: object, environment: Mapping[str, str] | None = None
+    settings: bytes, gateway_fd: int, wiring_fd: int, log: IO[bytes], environment: Mapping[str, str] | None = None
 ) -> "subprocess.Popen[bytes]":
     settings_fd = os.memfd_create("settings")
     try:
@@ -180,7 +182,7 @@ def start_egress(
             env={**kept, **WIPING_ENVIRONMENT, **(environment or {})},
             pass_fds=tuple(descriptors.values()),
             stdin=subprocess.DEVNULL,
-            stderr=log,  # type: ignore[call-overload]
+            stderr=log,
         )
     finally:
         os.close(settings_fd)
