@@ -34,6 +34,7 @@ from tests.sandbox.support import (
     Session,
     approve,
     consent_body,
+    create_consent,
     payment_body,
 )
 
@@ -376,6 +377,35 @@ def test_a_code_is_good_once_over_a_restart(own: Layout, prepared: Prepared, tmp
         tpp.close()
 
     assert (again.status, read.status) == (400, 401)
+
+
+def test_what_a_person_decided_survives(own: Layout, prepared: Prepared, tmp_path: Path) -> None:
+    """With --state a code that was given before the kill can be exchanged after it; a reset before a kill stays one."""
+    arguments = ["--state", str(tmp_path / "state")]
+    with SandboxProcess.start(own.root, arguments=arguments) as bank:
+        tpp = prepared.tpp(bank)
+        session = approve(bank, tpp)
+        session.pay(tpp)
+        bank.reset()
+        consent_id = create_consent(tpp)
+        pushed = tpp.push(f"AIS:{consent_id}", state="s", verifier="v" * 43)
+        answer = bank.approve(tpp.authorisation_url(str(pushed.json()["request_uri"])))
+        bank.kill()
+        tpp.close()
+    with SandboxProcess.start(own.root, arguments=arguments) as bank:
+        tpp = prepared.tpp(bank)
+        exchanged = tpp.exchange(answer["code"], "v" * 43)
+        bank.reset()
+        bank.kill()
+        tpp.close()
+    with SandboxProcess.start(own.root, arguments=arguments) as bank:
+        tpp = prepared.tpp(bank)
+        forgotten = tpp.xs2a("GET", f"/v1/consents/{consent_id}")
+        ledger = bank.ledger()
+        tpp.close()
+
+    assert exchanged.status == 200
+    assert (forgotten.status, ledger) == (403, [])
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", pickle.dumps((0, None)), pickle.dumps(1)])
