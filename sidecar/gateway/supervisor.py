@@ -51,6 +51,7 @@ EGRESS: Final = "egress"
 
 _MAX_LINE_BYTES: Final = 64 * 1024
 _LAST_WORDS_SECONDS: Final = 1.0
+_STALL_SECONDS: Final = 0.25
 _KEPT_BY_EVERY_CHILD = frozenset(
     {"HOME", "LANG", "PATH", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX", "TMPDIR", "TZ"}
 )
@@ -75,7 +76,7 @@ class SupervisorTimes:
     """All in seconds. `restart_delays_seconds`: before the first, second, … restart in a row; the last one repeats."""
 
     start_seconds: float = 20.0
-    ping_every_seconds: float = 1.0
+    ping_every_seconds: float = 0.5
     silence_seconds: float = 3.0
     stop_seconds: float = 2.0
     restart_delays_seconds: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
@@ -198,17 +199,24 @@ class Supervisor:
 
     async def _watch(self, child: "_Child") -> None:
         """Returns when the child has ended or does not answer."""
+        unanswered_since = time.monotonic()
         while not child.ended.done() and not child.connection.closed.done():
             child.connection.tell(Ping())
-            await asyncio.wait(
-                (child.ended, child.connection.closed),
-                timeout=self._times.ping_every_seconds,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            silence_seconds = time.monotonic() - child.connection.last_heard
-            if silence_seconds > self._times.silence_seconds:
+            left_seconds = unanswered_since + self._times.silence_seconds - time.monotonic()
+            stalled = await self._waited(child, min(self._times.ping_every_seconds, max(left_seconds, 0.0)))
+            now = time.monotonic()
+            if stalled or child.connection.last_heard >= unanswered_since:
+                unanswered_since = now
+            elif now - unanswered_since >= self._times.silence_seconds:
                 self._say("error", "child-silent", "a child process does not answer; it is killed and replaced", child)
                 return
+
+    async def _waited(self, child: "_Child", seconds: float) -> bool:
+        """Whether it was this process that stood still: then the child's silence proves nothing."""
+        started = time.monotonic()
+        ends = (child.ended, child.connection.closed)
+        await asyncio.wait(ends, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        return time.monotonic() - started > seconds + _STALL_SECONDS
 
     async def _replace(self, name: str) -> None:
         """Raises ChildRefused when there is no point in another try."""

@@ -14,13 +14,14 @@ from pathlib import Path
 import msgspec
 import psutil
 import pytest
+import uvloop
 
 from sidecar.domain.provider import KeyPurpose
 from sidecar.domain.secrets import SecretContext
 from sidecar.errors import Corrupt, Unavailable
-from sidecar.gateway.links import HSM_DEADLINE_SECONDS, EgressLink, HsmLink
+from sidecar.gateway.links import HSM_DEADLINE_SECONDS, Connection, EgressLink, HsmLink
 from sidecar.gateway.supervisor import ChildRefused, Supervisor, SupervisorTimes, child_environment
-from sidecar.ipc.messages import ChildExit, EgressSettings, HsmSettings
+from sidecar.ipc.messages import ChildExit, EgressSettings, HsmSettings, Message
 from sidecar.ports import MasterKeyRecord
 from tests.fakes.token import CLUSTER, ProvisionedToken
 
@@ -204,6 +205,32 @@ def test_a_stopped_child_is_replaced(token, child):
             assert "child-silent" in it.events()
 
     asyncio.run(check())
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_a_gateway_that_stands_still_does_not_blame_its_children(token, run, monkeypatch):
+    """The event loop is blocked, with a ping unwritten, for longer than the silence that a child may keep: nobody is killed.
+
+    The two loops differ in what comes first after a standstill, timers or sockets.
+    """
+    ping, standstills_seconds = Connection.tell, [1.5, 1.5]
+
+    def ping_and_stand_still(connection: Connection, body: Message) -> None:
+        if standstills_seconds:  # runs before the ping is written
+            asyncio.get_running_loop().call_soon(time.sleep, standstills_seconds.pop())
+        ping(connection, body)
+
+    async def check() -> None:
+        async with house(token, times=SupervisorTimes(ping_every_seconds=0.2, silence_seconds=1.0)) as it:
+            monkeypatch.setattr(Connection, "tell", ping_and_stand_still)
+            await it.supervisor.start()
+            while standstills_seconds:
+                await asyncio.sleep(0.1)
+            await asyncio.sleep(0.5)
+
+            assert it.supervisor.restarts == {"hsm": 0, "egress": 0}
+
+    run(check())
 
 
 def test_a_call_during_the_restart_waits_for_the_new_process(token):
