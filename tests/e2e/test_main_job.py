@@ -53,6 +53,7 @@ def test_payment_that_needs_the_owner(system: System) -> None:
     consent = system.consent()
     payment = system.pay(consent, amount="750.00", end_to_end_id="E2E-3")
     assert payment.state is PaymentState.AWAITING_AUTHORISATION
+    assert payment.authorisation_uri is not None
     assert payment.authorisation_uri.startswith(system.bank.info.issuer)
 
     system.bank.redirect_after(payment.authorisation_uri)
