@@ -103,6 +103,7 @@ class BankServer:
         self._reads = reads
         self._on_connect = on_connect
         self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
         self._stopping = threading.Event()
         self._open: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
@@ -110,10 +111,6 @@ class BankServer:
     @property
     def context(self) -> ssl.SSLContext:
         return self._context
-
-    @property
-    def port(self) -> int:
-        return int(self._listener.getsockname()[1])
 
     @property
     def origin(self) -> str:
@@ -126,6 +123,10 @@ class BankServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Hangs up and listens no more. Harmless when repeated."""
         self._stopping.set()
         self._listener.close()
         for connection in tuple(self._open):
