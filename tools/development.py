@@ -124,7 +124,7 @@ class Development(AbstractContextManager["Development"]):
         arguments = list(self.bank_arguments)
         if self.descriptor == "sandbox-bank-idempotent":
             arguments += ["--idempotency", "header"]
-        arguments += ["--port", str(_kept_port(self.directory / "bank-port"))]
+        arguments += ["--frequency-per-day", "1000", "--port", str(_kept_port(self.directory / "bank-port"))]
         bank = SandboxProcess.start(
             self.bank_directory,
             arguments=arguments,
