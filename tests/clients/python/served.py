@@ -138,8 +138,6 @@ def abort(context: grpc.ServicerContext, error: CustodyError) -> None:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromMicroseconds(int(error.retry_after_seconds * 1e6))
         details.append(retry)
-    if error.resource:
-        details.append(error_details_pb2.ResourceInfo(resource_name=error.resource))
     status = status_pb2.Status(code=grpc.StatusCode[error.code].value[0], message=error.message)
     for detail in details:
         status.details.add().Pack(detail)

@@ -273,7 +273,6 @@ def list_transactions(
     date_to: date | None,
     booking: BookingFilter,
     psu_context: PsuContext | None,
-    page_size: int,
 ) -> PagedCall[values.Transaction]:
     """ListTransactions."""
     filters = account_pb2.ListTransactionsRequest.BookingFilter
@@ -287,7 +286,6 @@ def list_transactions(
             date_to=None if date_to is None else date_message(date_to),
             booking_filter=filters.Value(f"BOOKING_FILTER_{BookingFilter(booking)}"),
             psu_context=_psu(psu_context),
-            page_size=page_size,
             page_token=token,
         )
         return _page_call("AccountService.ListTransactions", request, "transactions", _reading.transaction)
@@ -435,7 +433,7 @@ def _reference(account: AccountReference | str) -> account_reference_pb2.Account
 def _psu(psu: PsuContext | None) -> psu_context_pb2.PsuContext | None:
     if psu is None:
         return None
-    return psu_context_pb2.PsuContext(ip_address=psu.ip_address, ip_port=psu.ip_port, user_agent=psu.user_agent)
+    return psu_context_pb2.PsuContext(ip_address=psu.ip_address, user_agent=psu.user_agent)
 
 
 def _optional_money(money: Money | None) -> money_pb2.Money | None:

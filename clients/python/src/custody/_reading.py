@@ -133,8 +133,6 @@ def verification_key(message: signing_pb2.VerificationKey) -> values.Verificatio
         curve=message.curve,
         x=message.x,
         y=message.y,
-        modulus=message.modulus,
-        exponent=message.exponent,
     )
 
 

@@ -234,7 +234,7 @@ class Consents(_Resource):
         """Hand over tokens that were held elsewhere. They are sealed here, before they leave this process.
 
         Forget them afterwards. A repeat with a request id of before seals anew, which is another content: after an error,
-        RequestIdReusedError tells by its `resource` that the first try had come through.
+        RequestIdReusedError tells that the first try had come through, and `list` has the consent.
         """
         call = _calls.import_consent(
             await self._run(_calls.get_import_key(), timeout_seconds),
@@ -259,7 +259,7 @@ class Consents(_Resource):
         )
 
     def list(self, *, owner: str | None = None, page_size: int = 0) -> AsyncPages[Consent]:
-        """Go through the consents of an owner, newest first, the ended ones among them."""
+        """Go through the consents of an owner, the ended ones among them."""
         return AsyncPages(
             self._client, _calls.list_consents(owner=self._client._perhaps_for(owner), page_size=page_size)
         )
@@ -319,13 +319,13 @@ class Payments(_Resource):
         return await self._run(call, timeout_seconds)
 
     async def get(self, payment: str, *, owner: str | None = None, timeout_seconds: float | None = None) -> Payment:
-        """Look at one payment; the provider is asked for news where its state is not final."""
+        """Look at one payment as it stands; where it is not final, custody asks the provider for news by itself."""
         return await self._run(
             _calls.get_payment(payment=payment, owner=self._client._perhaps_for(owner)), timeout_seconds
         )
 
     def list(self, *, consent: str = "", owner: str | None = None, page_size: int = 0) -> AsyncPages[Payment]:
-        """Go through the payments of an owner, newest first, or those made with one consent."""
+        """Go through the payments of an owner, or those made with one consent."""
         acting_for = self._client._perhaps_for(owner)
         return AsyncPages(self._client, _calls.list_payments(owner=acting_for, consent=consent, page_size=page_size))
 
@@ -398,7 +398,6 @@ class Accounts(_Resource):
         booking: BookingFilter = BookingFilter.BOOKED,
         psu_context: PsuContext | None = None,
         owner: str | None = None,
-        page_size: int = 0,
     ) -> AsyncPages[Transaction]:
         """Go through the entries of one account, `Account.name`, in the provider's order."""
         call = _calls.list_transactions(
@@ -409,7 +408,6 @@ class Accounts(_Resource):
             date_to=date_to,
             booking=booking,
             psu_context=psu_context,
-            page_size=page_size,
         )
         return AsyncPages(self._client, call)
 

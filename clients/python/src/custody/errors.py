@@ -64,7 +64,7 @@ _DETAILS_KEY = "grpc-status-details-bin"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FieldViolation:
-    """One field of the request that breaks its rule: the field's path, the rule's id, and what it asks for."""
+    """One field that breaks its rule: its path, the rule's name (such as STRING_MAX_LEN), and what the rule asks for."""
 
     field: str
     rule: str
@@ -75,7 +75,7 @@ class CustodyError(Exception):
     """The sidecar refused or failed, or could not be reached.
 
     `code` is the name of the gRPC status. `reason` names an ErrorReason; None where no sidecar answered. `request_id` is the
-    one that the call was made with, or that the sidecar gave it. `resource` is the consent, payment or account concerned.
+    one that the call was made with, or that the sidecar gave it. `metadata` holds what varies, by names of the contract.
     """
 
     def __init__(
@@ -87,7 +87,6 @@ class CustodyError(Exception):
         request_id: str | None = None,
         retry_after_seconds: float | None = None,
         field_violations: Iterable[FieldViolation] = (),
-        resource: str | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
@@ -97,7 +96,6 @@ class CustodyError(Exception):
         self.request_id = request_id
         self.retry_after_seconds = retry_after_seconds
         self.field_violations = tuple(field_violations)
-        self.resource = resource
         self.metadata: Mapping[str, str] = MappingProxyType(dict(metadata or {}))
 
     def __str__(self) -> str:
@@ -123,7 +121,7 @@ class NotFoundError(CustodyError):
 
 
 class RequestIdReusedError(CustodyError):
-    """The request id was used before for something else; `resource` names what it made."""
+    """The request id was used before for something else, which stands as it is."""
 
 
 class PreconditionError(CustodyError):
@@ -178,7 +176,6 @@ class WaitTimeoutError(CustodyError):
             f"the payment is {payment.state} and goes on",
             code="DEADLINE_EXCEEDED",
             request_id=payment.request_id,
-            resource=payment.name,
         )
         self.payment = payment
 
@@ -228,7 +225,6 @@ def error_of(failure: grpc.RpcError, *, request_id: str | None) -> CustodyError:
         request_id=request_id or info.metadata.get("requestId") or _sidecars_request_id(status),
         retry_after_seconds=_retry_after_seconds(status),
         field_violations=_field_violations(status),
-        resource=_resource(status),
         metadata=info.metadata if own else {},
     )
 
@@ -260,11 +256,6 @@ def _field_violations(status: status_pb2.Status) -> list[FieldViolation]:
     request = error_details_pb2.BadRequest()
     _read(status, request)
     return [FieldViolation(field=v.field, rule=v.reason, description=v.description) for v in request.field_violations]
-
-
-def _resource(status: status_pb2.Status) -> str | None:
-    resource = error_details_pb2.ResourceInfo()
-    return resource.resource_name if _read(status, resource) else None
 
 
 def _sidecars_request_id(status: status_pb2.Status) -> str | None:

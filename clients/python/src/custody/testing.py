@@ -73,12 +73,14 @@ _P = payment_pb2.Payment
 class FakeCustody:
     """The sidecar, in memory. Safe to share between threads.
 
-    `provider` is the one provider there is; `add_account`, `add_balance` and `add_transaction` fill its books.
+    `provider` is the one provider there is; `add_account`, `add_balance` and `add_transaction` fill its books, of which it gives
+    `entries_per_page` at once.
     """
 
     def __init__(self, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.provider = "providers/fake-bank"
         self.redirect_uri = "https://app.example/callback"
+        self.entries_per_page = 50
         self._clock = clock
         self._lock = threading.RLock()
         self._consents: dict[str, consent_pb2.Consent] = {}
@@ -217,7 +219,7 @@ class FakeCustody:
 
     def _ConsentService_CreateConsent(self, request: consent_pb2.CreateConsentRequest) -> Message:  # noqa: N802
         if request.provider != self.provider:
-            raise _error(ErrorReason.PROVIDER_NOT_FOUND, resource=request.provider)
+            raise _error(ErrorReason.PROVIDER_NOT_FOUND)
         if request.redirect_uri != self.redirect_uri:
             raise _invalid("redirect_uri", "redirect_uri.registered", "must be registered for the provider")
         self._check_expiry(request.expire_time)
@@ -236,16 +238,16 @@ class FakeCustody:
             return consent_pb2.CompleteConsentResponse(consent=consent)
         _require_state(consent, _C.STATE_AWAITING_AUTHORISATION)
         if not secrets.compare_digest(request.state.encode(), self._redirects[consent.name].encode()):
-            raise _error(ErrorReason.STATE_MISMATCH, resource=consent.name)
+            raise _error(ErrorReason.STATE_MISMATCH)
         if request.iss not in {"", _ISSUER}:
-            raise _error(ErrorReason.ISSUER_MISMATCH, resource=consent.name)
+            raise _error(ErrorReason.ISSUER_MISMATCH)
         self._once(request, "consents", made=consent.name)
         del self._redirects[consent.name]
         if request.error:
             consent.state = _C.STATE_FAILED
             consent.failure_reason = errors_pb2.ERROR_REASON_AUTHORISATION_DENIED
             self._record("CONSENT_FAILED", consent=consent.name)
-            raise _error(ErrorReason.AUTHORISATION_DENIED, resource=consent.name)
+            raise _error(ErrorReason.AUTHORISATION_DENIED)
         self._activate(consent, self._clock() + timedelta(hours=1))
         return consent_pb2.CompleteConsentResponse(consent=consent)
 
@@ -254,13 +256,12 @@ class FakeCustody:
             key_id="import-1",
             public_key=self._import_key.public_key().public_bytes_raw(),
             suite=_sealing.SUITE_NAME,
-            expire_time=_timestamp(self._clock() + timedelta(hours=1)),
         )
         return consent_pb2.GetImportKeyResponse(import_key=import_key)
 
     def _ConsentService_ImportConsent(self, request: consent_pb2.ImportConsentRequest) -> Message:  # noqa: N802
         if request.provider != self.provider:
-            raise _error(ErrorReason.PROVIDER_NOT_FOUND, resource=request.provider)
+            raise _error(ErrorReason.PROVIDER_NOT_FOUND)
         if request.import_key_id != "import-1":
             raise _error(ErrorReason.IMPORT_KEY_UNKNOWN)
         self._check_expiry(request.expire_time)
@@ -275,7 +276,7 @@ class FakeCustody:
         return consent_pb2.GetConsentResponse(consent=self._consent(request.consent, request.owner))
 
     def _ConsentService_ListConsents(self, request: consent_pb2.ListConsentsRequest) -> Message:  # noqa: N802
-        mine = [each for each in reversed(self._consents.values()) if request.owner in {"", each.owner}]
+        mine = [each for each in self._consents.values() if request.owner in {"", each.owner}]
         consents, token = _page(mine, request)
         return consent_pb2.ListConsentsResponse(consents=consents, next_page_token=token)
 
@@ -307,7 +308,7 @@ class FakeCustody:
     def _PaymentService_GetPayment(self, request: payment_pb2.GetPaymentRequest) -> Message:  # noqa: N802
         payment = self._payments.get(request.payment)
         if payment is None or request.owner not in {"", payment.owner}:
-            raise _error(ErrorReason.PAYMENT_NOT_FOUND, resource=request.payment)
+            raise _error(ErrorReason.PAYMENT_NOT_FOUND)
         return payment_pb2.GetPaymentResponse(payment=self._look_again(payment))
 
     def _PaymentService_ListPayments(self, request: payment_pb2.ListPaymentsRequest) -> Message:  # noqa: N802
@@ -315,7 +316,7 @@ class FakeCustody:
             self._consent(request.consent, request.owner)
         mine = [
             payment
-            for payment in reversed(self._payments.values())
+            for payment in self._payments.values()
             if request.owner in {"", payment.owner} and request.consent in {"", payment.consent}
         ]
         payments, token = _page(mine, request)
@@ -335,7 +336,7 @@ class FakeCustody:
     def _AccountService_ListTransactions(self, request: account_pb2.ListTransactionsRequest) -> Message:  # noqa: N802
         self._account(request, purpose_pb2.PURPOSE_TRANSACTIONS)
         entries = [each for each in self._transactions.get(request.account, ()) if _is_asked_for(each, request)]
-        transactions, token = _page(entries, request)
+        transactions, token = _cut(entries, request.page_token, self.entries_per_page)
         return account_pb2.ListTransactionsResponse(transactions=transactions, next_page_token=token)
 
     def _SigningService_Sign(self, request: signing_pb2.SignRequest) -> Message:  # noqa: N802
@@ -372,7 +373,7 @@ class FakeCustody:
 
     def _ProviderService_GetProvider(self, request: provider_pb2.GetProviderRequest) -> Message:  # noqa: N802
         if request.provider != self.provider:
-            raise _error(ErrorReason.PROVIDER_NOT_FOUND, resource=request.provider)
+            raise _error(ErrorReason.PROVIDER_NOT_FOUND)
         return provider_pb2.GetProviderResponse(provider=self._provider())
 
     def _KeyService_GetStatus(self, request: key_pb2.GetStatusRequest) -> Message:  # noqa: N802, ARG002
@@ -425,8 +426,8 @@ class FakeCustody:
     def _check(self, request: Message) -> None:
         violations = [
             FieldViolation(
-                field=".".join(element.field_name for element in each.proto.field.elements) if each.proto.field else "",
-                rule=each.proto.rule_id,
+                field=".".join(_element(element) for element in each.proto.field.elements) if each.proto.field else "",
+                rule=_rule_name(each.proto.rule_id),
                 description=each.proto.message,
             )
             for each in protovalidate.collect_violations(request)
@@ -446,7 +447,7 @@ class FakeCustody:
         ).digest()
         known, name = self._answered.get(request.request_id, (digest, ""))
         if known != digest:
-            raise _error(ErrorReason.REQUEST_ID_REUSED, resource=name)
+            raise _error(ErrorReason.REQUEST_ID_REUSED)
         if not name and not peek:
             name = made or f"{collection}/{uuid.uuid4()}"
             self._answered[request.request_id] = (digest, name)
@@ -455,7 +456,7 @@ class FakeCustody:
     def _consent(self, name: str, owner: str) -> consent_pb2.Consent:
         consent = self._consents.get(name)
         if consent is None or owner not in {"", consent.owner}:
-            raise _error(ErrorReason.CONSENT_NOT_FOUND, resource=name)
+            raise _error(ErrorReason.CONSENT_NOT_FOUND)
         return consent
 
     def _account(self, request: Any, purpose: purpose_pb2.Purpose.ValueType) -> None:  # noqa: ANN401
@@ -464,9 +465,9 @@ class FakeCustody:
         _require_purpose(consent, purpose)
         account = self._accounts.get(request.account)
         if account is None:
-            raise _error(ErrorReason.ACCOUNT_NOT_FOUND, resource=request.account)
+            raise _error(ErrorReason.ACCOUNT_NOT_FOUND)
         if consent.accounts and account.iban not in {each.iban for each in consent.accounts}:
-            raise _error(ErrorReason.ACCOUNT_NOT_CONSENTED, resource=consent.name)
+            raise _error(ErrorReason.ACCOUNT_NOT_CONSENTED)
 
     def _new_consent(self, name: str, request: Any) -> consent_pb2.Consent:  # noqa: ANN401
         return _C(
@@ -624,13 +625,13 @@ _NOT_USABLE = {
 
 def _require_state(consent: consent_pb2.Consent, state: consent_pb2.Consent.State.ValueType) -> None:
     if consent.state != state:
-        raise _error(_NOT_USABLE.get(consent.state, ErrorReason.CONSENT_NOT_ACTIVE), resource=consent.name)
+        raise _error(_NOT_USABLE.get(consent.state, ErrorReason.CONSENT_NOT_ACTIVE))
 
 
 def _require_purpose(consent: consent_pb2.Consent, purpose: purpose_pb2.Purpose.ValueType) -> None:
     _require_state(consent, _C.STATE_ACTIVE)
     if purpose not in consent.purposes:
-        raise _error(ErrorReason.PURPOSE_NOT_CONSENTED, resource=consent.name)
+        raise _error(ErrorReason.PURPOSE_NOT_CONSENTED)
 
 
 def _require_limit(consent: consent_pb2.Consent, request: payment_pb2.InitiatePaymentRequest) -> None:
@@ -639,7 +640,7 @@ def _require_limit(consent: consent_pb2.Consent, request: payment_pb2.InitiatePa
     limit, amount = consent.payment_limit, request.amount
     within = (amount.units, amount.nanos) <= (limit.units, limit.nanos)
     if amount.currency_code != limit.currency_code or not within:
-        raise _error(ErrorReason.LIMIT_EXCEEDED, resource=consent.name)
+        raise _error(ErrorReason.LIMIT_EXCEEDED)
 
 
 def _check_account(field: str, iban: str) -> None:
@@ -677,32 +678,45 @@ def _content_type(request: signing_pb2.SignRequest) -> str:
     """Hold a document to what it is said to be; answers with the JWS header `cty`."""
     try:
         if request.payload_kind == signing_pb2.PAYLOAD_KIND_JSON_DOCUMENT:
-            json.loads(request.payload)
+            _require(isinstance(json.loads(request.payload, object_pairs_hook=_unique), dict))
             return "json"
         if request.payload_kind == signing_pb2.PAYLOAD_KIND_XML_DOCUMENT:
-            expat.ParserCreate().Parse(request.payload, True)  # noqa: FBT003 — the C function takes it so
+            parser = expat.ParserCreate()
+            parser.StartDoctypeDeclHandler = lambda *_: _require(False)  # noqa: FBT003 — no document type is right
+            parser.Parse(request.payload, True)  # noqa: FBT003 — the C function takes it so
             return "xml"
-        request.payload.decode()
+        _require(all(character in "\t\n" or character.isprintable() for character in request.payload.decode()))
     except (ValueError, expat.ExpatError):
         raise _invalid("payload", "payload.kind", "is not of its payload_kind") from None
     return "text/plain"
 
 
+def _unique(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    _require(len(members) == len(dict(members)))
+    return dict(members)
+
+
+def _require(holds: bool) -> None:  # noqa: FBT001 — reads as a sentence
+    if not holds:
+        raise ValueError
+
+
 def _page(items: Iterable[Any], request: Any) -> tuple[list[Any], str]:  # noqa: ANN401
     """Cut out the page that a request asks for; answers with the next page's token too."""
+    return _cut(items, request.page_token, min(request.page_size or _PAGE_SIZE, _LARGEST_PAGE_SIZE))
+
+
+def _cut(items: Iterable[Any], token: str, size: int) -> tuple[list[Any], str]:
     everything = list(items)
-    size = min(request.page_size or _PAGE_SIZE, _LARGEST_PAGE_SIZE)
     try:
-        start = int(request.page_token or "0", 16)
+        start = int(token or "0", 16)
     except ValueError:
-        raise _invalid("page_token", "page_token.known", "is not one that was given out") from None
+        raise _invalid("page_token", "page_token", "must be one that the page before gave") from None
     end = start + size
     return everything[start:end], f"{end:x}" if end < len(everything) else ""
 
 
-def _error(
-    reason: ErrorReason, *, resource: str | None = None, field_violations: Iterable[FieldViolation] = ()
-) -> CustodyError:
+def _error(reason: ErrorReason, *, field_violations: Iterable[FieldViolation] = ()) -> CustodyError:
     """Make the error that the contract has for a reason."""
     value = errors_pb2.ErrorReason.DESCRIPTOR.values_by_name[f"ERROR_REASON_{reason}"]
     rule = value.GetOptions().Extensions[errors_pb2.error_rule]
@@ -713,15 +727,25 @@ def _error(
         "refused by the fake",
         code=code,
         reason=reason,
-        resource=resource,
         field_violations=field_violations,
         retry_after_seconds=retry_after_seconds,
     )
 
 
 def _invalid(field: str, rule: str, description: str) -> CustodyError:
-    violation = FieldViolation(field=field, rule=rule, description=description)
+    violation = FieldViolation(field=field, rule=_rule_name(rule), description=description)
     return _error(ErrorReason.FIELD_INVALID, field_violations=[violation])
+
+
+def _element(element: Any) -> str:  # noqa: ANN401 — protovalidate's own message, which comes without types
+    """One step of a field's path, with the place in a list where there is one."""
+    index = getattr(element.subscript, "value", None)
+    return f"{element.field_name}[{index}]" if isinstance(index, int) else str(element.field_name)
+
+
+def _rule_name(rule_id: str) -> str:
+    """Reasons are in capitals (AIP-193): string.max_len is STRING_MAX_LEN."""
+    return rule_id.upper().replace(".", "_")
 
 
 def _copy(message: Message) -> Message:

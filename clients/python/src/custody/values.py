@@ -143,7 +143,6 @@ class PsuContext:
     """The person who is at the application right now. Give it if and only if they are."""
 
     ip_address: str = field(repr=False)
-    ip_port: int = 0
     user_agent: str = field(default="", repr=False)
 
 
@@ -265,13 +264,11 @@ class VerificationKey:
     curve: str
     x: bytes
     y: bytes
-    modulus: bytes
-    exponent: bytes
 
     def to_jwk(self) -> dict[str, str]:
         """Write the key as a JSON Web Key (RFC 7517)."""
         members = {"kty": self.key_type, "kid": self.key_id, "alg": self.algorithm, "use": "sig", "crv": self.curve}
-        numbers = {"x": self.x, "y": self.y, "n": self.modulus, "e": self.exponent}
+        numbers = {"x": self.x, "y": self.y}
         encoded = {name: base64.urlsafe_b64encode(value).rstrip(b"=").decode() for name, value in numbers.items()}
         return {name: value for name, value in (members | encoded).items() if value}
 

@@ -420,7 +420,6 @@ class ListTransactionsRequest(_message.Message):
     DATE_TO_FIELD_NUMBER: _builtins.int
     BOOKING_FILTER_FIELD_NUMBER: _builtins.int
     PSU_CONTEXT_FIELD_NUMBER: _builtins.int
-    PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     consent: _builtins.str
     """Required. `consents/{consent}`."""
@@ -430,8 +429,6 @@ class ListTransactionsRequest(_message.Message):
     """Required. The account, as ListAccounts named it: `accounts/{account}`."""
     booking_filter: Global___ListTransactionsRequest.BookingFilter.ValueType
     """Optional. Which entries; booked ones if unspecified."""
-    page_size: _builtins.int
-    """Optional. The most to answer with; 0 means 100, more than 500 means 500. A page may hold fewer and not be the last."""
     page_token: _builtins.str
     """Optional. next_page_token of the page before; every other field but psu_context as in that call."""
     @_builtins.property
@@ -456,12 +453,11 @@ class ListTransactionsRequest(_message.Message):
         date_to: _date_pb2.Date | None = ...,
         booking_filter: Global___ListTransactionsRequest.BookingFilter.ValueType = ...,
         psu_context: _psu_context_pb2.PsuContext | None = ...,
-        page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["date_from", b"date_from", "date_to", b"date_to", "psu_context", b"psu_context"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "booking_filter", b"booking_filter", "consent", b"consent", "date_from", b"date_from", "date_to", b"date_to", "owner", b"owner", "page_size", b"page_size", "page_token", b"page_token", "psu_context", b"psu_context"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "booking_filter", b"booking_filter", "consent", b"consent", "date_from", b"date_from", "date_to", b"date_to", "owner", b"owner", "page_token", b"page_token", "psu_context", b"psu_context"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -60,7 +60,7 @@ class AccountServiceServicer:
         """Lists the accounts that the consent opens, all at once.
 
         Idempotent: reads only. Each call may count against the provider's daily number (see PsuContext).
-        Callers: workloads whose policy allows PURPOSE_ACCOUNTS, the provider and the owner.
+        Callers: the workload that created the consent, if its policy allows PURPOSE_ACCOUNTS, the provider and the owner.
         Reasons: POLICY_REFUSED, OWNER_MISMATCH, CONSENT_NOT_FOUND, CONSENT_NOT_ACTIVE, CONSENT_REVOKED, CONSENT_EXPIRED,
         CONSENT_NEEDS_REAUTHORISATION, PURPOSE_NOT_CONSENTED, PROVIDER_REFUSED, PROVIDER_UNAVAILABLE, PROVIDER_ANSWER_INVALID,
         HSM_UNAVAILABLE, ENVELOPE_CORRUPT.
@@ -73,7 +73,7 @@ class AccountServiceServicer:
         """Lists the balances of one account, all at once.
 
         Idempotent: reads only. Each call may count against the provider's daily number (see PsuContext).
-        Callers: workloads whose policy allows PURPOSE_BALANCES, the provider and the owner.
+        Callers: the workload that created the consent, if its policy allows PURPOSE_BALANCES, the provider and the owner.
         Reasons: POLICY_REFUSED, OWNER_MISMATCH, CONSENT_NOT_FOUND, ACCOUNT_NOT_FOUND, CONSENT_NOT_ACTIVE, CONSENT_REVOKED,
         CONSENT_EXPIRED, CONSENT_NEEDS_REAUTHORISATION, PURPOSE_NOT_CONSENTED, ACCOUNT_NOT_CONSENTED, PROVIDER_REFUSED,
         PROVIDER_UNAVAILABLE, PROVIDER_ANSWER_INVALID, HSM_UNAVAILABLE, ENVELOPE_CORRUPT.
@@ -83,10 +83,10 @@ class AccountServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListTransactions(self, request, context):
-        """Lists the transactions of one account, in the provider's order.
+        """Lists the transactions of one account, in the provider's order and in the provider's pages.
 
         Idempotent: reads only. Each call may count against the provider's daily number (see PsuContext).
-        Callers: workloads whose policy allows PURPOSE_TRANSACTIONS, the provider and the owner.
+        Callers: the workload that created the consent, if its policy allows PURPOSE_TRANSACTIONS, the provider and the owner.
         Reasons: POLICY_REFUSED, OWNER_MISMATCH, CONSENT_NOT_FOUND, ACCOUNT_NOT_FOUND, CONSENT_NOT_ACTIVE, CONSENT_REVOKED,
         CONSENT_EXPIRED, CONSENT_NEEDS_REAUTHORISATION, PURPOSE_NOT_CONSENTED, ACCOUNT_NOT_CONSENTED, PROVIDER_REFUSED,
         PROVIDER_UNAVAILABLE, PROVIDER_ANSWER_INVALID, HSM_UNAVAILABLE, ENVELOPE_CORRUPT.

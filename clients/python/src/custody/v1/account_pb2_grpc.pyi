@@ -37,7 +37,7 @@ class AccountServiceStub:
     """Lists the accounts that the consent opens, all at once.
 
     Idempotent: reads only. Each call may count against the provider's daily number (see PsuContext).
-    Callers: workloads whose policy allows PURPOSE_ACCOUNTS, the provider and the owner.
+    Callers: the workload that created the consent, if its policy allows PURPOSE_ACCOUNTS, the provider and the owner.
     Reasons: POLICY_REFUSED, OWNER_MISMATCH, CONSENT_NOT_FOUND, CONSENT_NOT_ACTIVE, CONSENT_REVOKED, CONSENT_EXPIRED,
     CONSENT_NEEDS_REAUTHORISATION, PURPOSE_NOT_CONSENTED, PROVIDER_REFUSED, PROVIDER_UNAVAILABLE, PROVIDER_ANSWER_INVALID,
     HSM_UNAVAILABLE, ENVELOPE_CORRUPT.
@@ -46,16 +46,16 @@ class AccountServiceStub:
     """Lists the balances of one account, all at once.
 
     Idempotent: reads only. Each call may count against the provider's daily number (see PsuContext).
-    Callers: workloads whose policy allows PURPOSE_BALANCES, the provider and the owner.
+    Callers: the workload that created the consent, if its policy allows PURPOSE_BALANCES, the provider and the owner.
     Reasons: POLICY_REFUSED, OWNER_MISMATCH, CONSENT_NOT_FOUND, ACCOUNT_NOT_FOUND, CONSENT_NOT_ACTIVE, CONSENT_REVOKED,
     CONSENT_EXPIRED, CONSENT_NEEDS_REAUTHORISATION, PURPOSE_NOT_CONSENTED, ACCOUNT_NOT_CONSENTED, PROVIDER_REFUSED,
     PROVIDER_UNAVAILABLE, PROVIDER_ANSWER_INVALID, HSM_UNAVAILABLE, ENVELOPE_CORRUPT.
     """
     ListTransactions: _grpc.UnaryUnaryMultiCallable[_account_pb2.ListTransactionsRequest, _account_pb2.ListTransactionsResponse]
-    """Lists the transactions of one account, in the provider's order.
+    """Lists the transactions of one account, in the provider's order and in the provider's pages.
 
     Idempotent: reads only. Each call may count against the provider's daily number (see PsuContext).
-    Callers: workloads whose policy allows PURPOSE_TRANSACTIONS, the provider and the owner.
+    Callers: the workload that created the consent, if its policy allows PURPOSE_TRANSACTIONS, the provider and the owner.
     Reasons: POLICY_REFUSED, OWNER_MISMATCH, CONSENT_NOT_FOUND, ACCOUNT_NOT_FOUND, CONSENT_NOT_ACTIVE, CONSENT_REVOKED,
     CONSENT_EXPIRED, CONSENT_NEEDS_REAUTHORISATION, PURPOSE_NOT_CONSENTED, ACCOUNT_NOT_CONSENTED, PROVIDER_REFUSED,
     PROVIDER_UNAVAILABLE, PROVIDER_ANSWER_INVALID, HSM_UNAVAILABLE, ENVELOPE_CORRUPT.
@@ -70,7 +70,7 @@ class AccountServiceAsyncStub(AccountServiceStub):
     """Lists the accounts that the consent opens, all at once.
 
     Idempotent: reads only. Each call may count against the provider's daily number (see PsuContext).
-    Callers: workloads whose policy allows PURPOSE_ACCOUNTS, the provider and the owner.
+    Callers: the workload that created the consent, if its policy allows PURPOSE_ACCOUNTS, the provider and the owner.
     Reasons: POLICY_REFUSED, OWNER_MISMATCH, CONSENT_NOT_FOUND, CONSENT_NOT_ACTIVE, CONSENT_REVOKED, CONSENT_EXPIRED,
     CONSENT_NEEDS_REAUTHORISATION, PURPOSE_NOT_CONSENTED, PROVIDER_REFUSED, PROVIDER_UNAVAILABLE, PROVIDER_ANSWER_INVALID,
     HSM_UNAVAILABLE, ENVELOPE_CORRUPT.
@@ -79,16 +79,16 @@ class AccountServiceAsyncStub(AccountServiceStub):
     """Lists the balances of one account, all at once.
 
     Idempotent: reads only. Each call may count against the provider's daily number (see PsuContext).
-    Callers: workloads whose policy allows PURPOSE_BALANCES, the provider and the owner.
+    Callers: the workload that created the consent, if its policy allows PURPOSE_BALANCES, the provider and the owner.
     Reasons: POLICY_REFUSED, OWNER_MISMATCH, CONSENT_NOT_FOUND, ACCOUNT_NOT_FOUND, CONSENT_NOT_ACTIVE, CONSENT_REVOKED,
     CONSENT_EXPIRED, CONSENT_NEEDS_REAUTHORISATION, PURPOSE_NOT_CONSENTED, ACCOUNT_NOT_CONSENTED, PROVIDER_REFUSED,
     PROVIDER_UNAVAILABLE, PROVIDER_ANSWER_INVALID, HSM_UNAVAILABLE, ENVELOPE_CORRUPT.
     """
     ListTransactions: _aio.UnaryUnaryMultiCallable[_account_pb2.ListTransactionsRequest, _account_pb2.ListTransactionsResponse]  # type: ignore[assignment]
-    """Lists the transactions of one account, in the provider's order.
+    """Lists the transactions of one account, in the provider's order and in the provider's pages.
 
     Idempotent: reads only. Each call may count against the provider's daily number (see PsuContext).
-    Callers: workloads whose policy allows PURPOSE_TRANSACTIONS, the provider and the owner.
+    Callers: the workload that created the consent, if its policy allows PURPOSE_TRANSACTIONS, the provider and the owner.
     Reasons: POLICY_REFUSED, OWNER_MISMATCH, CONSENT_NOT_FOUND, ACCOUNT_NOT_FOUND, CONSENT_NOT_ACTIVE, CONSENT_REVOKED,
     CONSENT_EXPIRED, CONSENT_NEEDS_REAUTHORISATION, PURPOSE_NOT_CONSENTED, ACCOUNT_NOT_CONSENTED, PROVIDER_REFUSED,
     PROVIDER_UNAVAILABLE, PROVIDER_ANSWER_INVALID, HSM_UNAVAILABLE, ENVELOPE_CORRUPT.
@@ -106,7 +106,7 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists the accounts that the consent opens, all at once.
 
         Idempotent: reads only. Each call may count against the provider's daily number (see PsuContext).
-        Callers: workloads whose policy allows PURPOSE_ACCOUNTS, the provider and the owner.
+        Callers: the workload that created the consent, if its policy allows PURPOSE_ACCOUNTS, the provider and the owner.
         Reasons: POLICY_REFUSED, OWNER_MISMATCH, CONSENT_NOT_FOUND, CONSENT_NOT_ACTIVE, CONSENT_REVOKED, CONSENT_EXPIRED,
         CONSENT_NEEDS_REAUTHORISATION, PURPOSE_NOT_CONSENTED, PROVIDER_REFUSED, PROVIDER_UNAVAILABLE, PROVIDER_ANSWER_INVALID,
         HSM_UNAVAILABLE, ENVELOPE_CORRUPT.
@@ -121,7 +121,7 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists the balances of one account, all at once.
 
         Idempotent: reads only. Each call may count against the provider's daily number (see PsuContext).
-        Callers: workloads whose policy allows PURPOSE_BALANCES, the provider and the owner.
+        Callers: the workload that created the consent, if its policy allows PURPOSE_BALANCES, the provider and the owner.
         Reasons: POLICY_REFUSED, OWNER_MISMATCH, CONSENT_NOT_FOUND, ACCOUNT_NOT_FOUND, CONSENT_NOT_ACTIVE, CONSENT_REVOKED,
         CONSENT_EXPIRED, CONSENT_NEEDS_REAUTHORISATION, PURPOSE_NOT_CONSENTED, ACCOUNT_NOT_CONSENTED, PROVIDER_REFUSED,
         PROVIDER_UNAVAILABLE, PROVIDER_ANSWER_INVALID, HSM_UNAVAILABLE, ENVELOPE_CORRUPT.
@@ -133,10 +133,10 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _account_pb2.ListTransactionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_account_pb2.ListTransactionsResponse, _abc.Awaitable[_account_pb2.ListTransactionsResponse]]:
-        """Lists the transactions of one account, in the provider's order.
+        """Lists the transactions of one account, in the provider's order and in the provider's pages.
 
         Idempotent: reads only. Each call may count against the provider's daily number (see PsuContext).
-        Callers: workloads whose policy allows PURPOSE_TRANSACTIONS, the provider and the owner.
+        Callers: the workload that created the consent, if its policy allows PURPOSE_TRANSACTIONS, the provider and the owner.
         Reasons: POLICY_REFUSED, OWNER_MISMATCH, CONSENT_NOT_FOUND, ACCOUNT_NOT_FOUND, CONSENT_NOT_ACTIVE, CONSENT_REVOKED,
         CONSENT_EXPIRED, CONSENT_NEEDS_REAUTHORISATION, PURPOSE_NOT_CONSENTED, ACCOUNT_NOT_CONSENTED, PROVIDER_REFUSED,
         PROVIDER_UNAVAILABLE, PROVIDER_ANSWER_INVALID, HSM_UNAVAILABLE, ENVELOPE_CORRUPT.

@@ -293,7 +293,7 @@ class ExportLogResponse(_message.Message):
 
     CHUNK_FIELD_NUMBER: _builtins.int
     chunk: _builtins.bytes
-    """Output only. The next bytes of the file, at most 64 KiB."""
+    """Output only. The next bytes of the file, at most 128 KiB."""
     def __init__(
         self,
         *,

@@ -231,7 +231,9 @@ class CreateConsentResponse(_message.Message):
     CONSENT_FIELD_NUMBER: _builtins.int
     AUTHORISATION_URI_FIELD_NUMBER: _builtins.int
     authorisation_uri: _builtins.str
-    """Output only. Send the person there, unchanged. It holds the `state` that comes back with the redirect."""
+    """Output only. Send the person there, unchanged. It holds the `state` that comes back with the redirect. Empty when a
+    repeat comes after the consent has stopped awaiting it.
+    """
     @_builtins.property
     def consent(self) -> Global___Consent:
         """Output only. The consent, which awaits the authorisation."""
@@ -347,14 +349,15 @@ Global___GetImportKeyRequest: _TypeAlias = GetImportKeyRequest  # noqa: Y015
 
 @_typing.final
 class ImportKey(_message.Message):
-    """A public key that tokens are sealed to (HPKE, RFC 9180, base mode, single shot)."""
+    """A public key that tokens are sealed to (HPKE, RFC 9180, base mode, single shot). It is of use for as long as the process lives
+    that made it: seal and import at once, and get another key after IMPORT_KEY_UNKNOWN.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     KEY_ID_FIELD_NUMBER: _builtins.int
     PUBLIC_KEY_FIELD_NUMBER: _builtins.int
     SUITE_FIELD_NUMBER: _builtins.int
-    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     """Output only. Names the key in ImportConsentRequest.import_key_id."""
     public_key: _builtins.bytes
@@ -363,21 +366,16 @@ class ImportKey(_message.Message):
     """Output only. The HPKE suite: always "DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM". A client that does not know
     the name must not seal.
     """
-    @_builtins.property
-    def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """Output only. After this time the key opens nothing."""
-
     def __init__(
         self,
         *,
         key_id: _builtins.str = ...,
         public_key: _builtins.bytes = ...,
         suite: _builtins.str = ...,
-        expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "key_id", b"key_id", "public_key", b"public_key", "suite", b"suite"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_id", b"key_id", "public_key", b"public_key", "suite", b"suite"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

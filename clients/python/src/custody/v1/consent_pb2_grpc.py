@@ -100,7 +100,7 @@ class ConsentServiceServicer:
 
         Idempotent: a repeat with the same request_id and content gets the consent as it is now; with other content
         REQUEST_ID_REUSED. STATE_MISMATCH and ISSUER_MISMATCH leave the consent as it was.
-        Callers: workloads whose policy allows the consent's provider and owner.
+        Callers: the workload that created the consent, if its policy allows the owner.
         Reasons: OWNER_MISMATCH, CONSENT_NOT_FOUND, REQUEST_ID_REUSED, CONSENT_NOT_ACTIVE, CONSENT_REVOKED, CONSENT_EXPIRED,
         STATE_MISMATCH, ISSUER_MISMATCH, AUTHORISATION_DENIED, AUTHORISATION_FAILED, HSM_UNAVAILABLE, ENVELOPE_CORRUPT.
         """
@@ -137,7 +137,7 @@ class ConsentServiceServicer:
         """Answers with one consent.
 
         Idempotent: reads only.
-        Callers: workloads whose policy allows the consent's provider and owner; administrators.
+        Callers: the workload that created the consent, if its policy allows the owner; administrators.
         Reasons: OWNER_MISMATCH, CONSENT_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -145,10 +145,10 @@ class ConsentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListConsents(self, request, context):
-        """Lists the consents of an owner, newest first, the ended ones among them.
+        """Lists the consents of an owner, in a steady order, the ended ones among them.
 
         Idempotent: reads only.
-        Callers: workloads whose policy allows the owner, of whose providers it answers; administrators.
+        Callers: workloads whose policy allows the owner, for the consents that they created; administrators, for all.
         Reasons: OWNER_MISMATCH.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -160,7 +160,7 @@ class ConsentServiceServicer:
         data key is destroyed; a record without tokens is kept.
 
         Idempotent: a repeat, also with another request_id, gets the revoked consent.
-        Callers: workloads whose policy allows the consent's provider and owner; administrators.
+        Callers: the workload that created the consent, if its policy allows the owner; administrators.
         Reasons: OWNER_MISMATCH, CONSENT_NOT_FOUND, REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

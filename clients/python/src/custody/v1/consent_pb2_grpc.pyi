@@ -51,7 +51,7 @@ class ConsentServiceStub:
 
     Idempotent: a repeat with the same request_id and content gets the consent as it is now; with other content
     REQUEST_ID_REUSED. STATE_MISMATCH and ISSUER_MISMATCH leave the consent as it was.
-    Callers: workloads whose policy allows the consent's provider and owner.
+    Callers: the workload that created the consent, if its policy allows the owner.
     Reasons: OWNER_MISMATCH, CONSENT_NOT_FOUND, REQUEST_ID_REUSED, CONSENT_NOT_ACTIVE, CONSENT_REVOKED, CONSENT_EXPIRED,
     STATE_MISMATCH, ISSUER_MISMATCH, AUTHORISATION_DENIED, AUTHORISATION_FAILED, HSM_UNAVAILABLE, ENVELOPE_CORRUPT.
     """
@@ -76,14 +76,14 @@ class ConsentServiceStub:
     """Answers with one consent.
 
     Idempotent: reads only.
-    Callers: workloads whose policy allows the consent's provider and owner; administrators.
+    Callers: the workload that created the consent, if its policy allows the owner; administrators.
     Reasons: OWNER_MISMATCH, CONSENT_NOT_FOUND.
     """
     ListConsents: _grpc.UnaryUnaryMultiCallable[_consent_pb2.ListConsentsRequest, _consent_pb2.ListConsentsResponse]
-    """Lists the consents of an owner, newest first, the ended ones among them.
+    """Lists the consents of an owner, in a steady order, the ended ones among them.
 
     Idempotent: reads only.
-    Callers: workloads whose policy allows the owner, of whose providers it answers; administrators.
+    Callers: workloads whose policy allows the owner, for the consents that they created; administrators, for all.
     Reasons: OWNER_MISMATCH.
     """
     RevokeConsent: _grpc.UnaryUnaryMultiCallable[_consent_pb2.RevokeConsentRequest, _consent_pb2.RevokeConsentResponse]
@@ -91,7 +91,7 @@ class ConsentServiceStub:
     data key is destroyed; a record without tokens is kept.
 
     Idempotent: a repeat, also with another request_id, gets the revoked consent.
-    Callers: workloads whose policy allows the consent's provider and owner; administrators.
+    Callers: the workload that created the consent, if its policy allows the owner; administrators.
     Reasons: OWNER_MISMATCH, CONSENT_NOT_FOUND, REQUEST_ID_REUSED.
     """
 
@@ -118,7 +118,7 @@ class ConsentServiceAsyncStub(ConsentServiceStub):
 
     Idempotent: a repeat with the same request_id and content gets the consent as it is now; with other content
     REQUEST_ID_REUSED. STATE_MISMATCH and ISSUER_MISMATCH leave the consent as it was.
-    Callers: workloads whose policy allows the consent's provider and owner.
+    Callers: the workload that created the consent, if its policy allows the owner.
     Reasons: OWNER_MISMATCH, CONSENT_NOT_FOUND, REQUEST_ID_REUSED, CONSENT_NOT_ACTIVE, CONSENT_REVOKED, CONSENT_EXPIRED,
     STATE_MISMATCH, ISSUER_MISMATCH, AUTHORISATION_DENIED, AUTHORISATION_FAILED, HSM_UNAVAILABLE, ENVELOPE_CORRUPT.
     """
@@ -143,14 +143,14 @@ class ConsentServiceAsyncStub(ConsentServiceStub):
     """Answers with one consent.
 
     Idempotent: reads only.
-    Callers: workloads whose policy allows the consent's provider and owner; administrators.
+    Callers: the workload that created the consent, if its policy allows the owner; administrators.
     Reasons: OWNER_MISMATCH, CONSENT_NOT_FOUND.
     """
     ListConsents: _aio.UnaryUnaryMultiCallable[_consent_pb2.ListConsentsRequest, _consent_pb2.ListConsentsResponse]  # type: ignore[assignment]
-    """Lists the consents of an owner, newest first, the ended ones among them.
+    """Lists the consents of an owner, in a steady order, the ended ones among them.
 
     Idempotent: reads only.
-    Callers: workloads whose policy allows the owner, of whose providers it answers; administrators.
+    Callers: workloads whose policy allows the owner, for the consents that they created; administrators, for all.
     Reasons: OWNER_MISMATCH.
     """
     RevokeConsent: _aio.UnaryUnaryMultiCallable[_consent_pb2.RevokeConsentRequest, _consent_pb2.RevokeConsentResponse]  # type: ignore[assignment]
@@ -158,7 +158,7 @@ class ConsentServiceAsyncStub(ConsentServiceStub):
     data key is destroyed; a record without tokens is kept.
 
     Idempotent: a repeat, also with another request_id, gets the revoked consent.
-    Callers: workloads whose policy allows the consent's provider and owner; administrators.
+    Callers: the workload that created the consent, if its policy allows the owner; administrators.
     Reasons: OWNER_MISMATCH, CONSENT_NOT_FOUND, REQUEST_ID_REUSED.
     """
 
@@ -194,7 +194,7 @@ class ConsentServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Idempotent: a repeat with the same request_id and content gets the consent as it is now; with other content
         REQUEST_ID_REUSED. STATE_MISMATCH and ISSUER_MISMATCH leave the consent as it was.
-        Callers: workloads whose policy allows the consent's provider and owner.
+        Callers: the workload that created the consent, if its policy allows the owner.
         Reasons: OWNER_MISMATCH, CONSENT_NOT_FOUND, REQUEST_ID_REUSED, CONSENT_NOT_ACTIVE, CONSENT_REVOKED, CONSENT_EXPIRED,
         STATE_MISMATCH, ISSUER_MISMATCH, AUTHORISATION_DENIED, AUTHORISATION_FAILED, HSM_UNAVAILABLE, ENVELOPE_CORRUPT.
         """
@@ -237,7 +237,7 @@ class ConsentServiceServicer(metaclass=_abc_1.ABCMeta):
         """Answers with one consent.
 
         Idempotent: reads only.
-        Callers: workloads whose policy allows the consent's provider and owner; administrators.
+        Callers: the workload that created the consent, if its policy allows the owner; administrators.
         Reasons: OWNER_MISMATCH, CONSENT_NOT_FOUND.
         """
 
@@ -247,10 +247,10 @@ class ConsentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _consent_pb2.ListConsentsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_consent_pb2.ListConsentsResponse, _abc.Awaitable[_consent_pb2.ListConsentsResponse]]:
-        """Lists the consents of an owner, newest first, the ended ones among them.
+        """Lists the consents of an owner, in a steady order, the ended ones among them.
 
         Idempotent: reads only.
-        Callers: workloads whose policy allows the owner, of whose providers it answers; administrators.
+        Callers: workloads whose policy allows the owner, for the consents that they created; administrators, for all.
         Reasons: OWNER_MISMATCH.
         """
 
@@ -264,7 +264,7 @@ class ConsentServiceServicer(metaclass=_abc_1.ABCMeta):
         data key is destroyed; a record without tokens is kept.
 
         Idempotent: a repeat, also with another request_id, gets the revoked consent.
-        Callers: workloads whose policy allows the consent's provider and owner; administrators.
+        Callers: the workload that created the consent, if its policy allows the owner; administrators.
         Reasons: OWNER_MISMATCH, CONSENT_NOT_FOUND, REQUEST_ID_REUSED.
         """
 

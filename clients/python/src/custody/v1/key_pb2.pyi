@@ -71,7 +71,7 @@ class Process(_message.Message):
     """Output only. How often it was started again since the sidecar started."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """Output only. When the process of now was started."""
+        """Output only. When the process of now was started; absent where that is not known."""
 
     def __init__(
         self,

@@ -153,7 +153,7 @@ class Payment(_message.Message):
 
     @_builtins.property
     def debtor_account(self) -> _account_reference_pb2.AccountReference:
-        """Output only. From which account; absent where the owner chooses at the bank."""
+        """Output only. From which account."""
 
     @_builtins.property
     def creditor_account(self) -> _account_reference_pb2.AccountReference:
@@ -235,7 +235,7 @@ class InitiatePaymentRequest(_message.Message):
 
     @_builtins.property
     def debtor_account(self) -> _account_reference_pb2.AccountReference:
-        """Optional. From which account. Absent: the owner chooses at the bank, where the provider offers that."""
+        """Optional. From which account. May be left out where the consent names exactly one."""
 
     @_builtins.property
     def creditor_account(self) -> _account_reference_pb2.AccountReference:

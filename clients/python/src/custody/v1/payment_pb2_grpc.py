@@ -63,9 +63,9 @@ class PaymentServiceServicer:
         IN_PROGRESS while another call is at it. Then ask again with the same request_id, or with GetPayment. Never ask with a
         new request_id: that is another payment. The same holds after any error and any deadline on the way here.
 
-        Idempotent: for ever; a repeat with the same request_id and content gets the same payment as it stands now and sends
-        nothing; with other content REQUEST_ID_REUSED.
-        Callers: workloads whose policy allows payments, the provider, the owner and the amount.
+        Idempotent: for ever; a repeat with the same request_id and content gets the same payment as it stands now. What was
+        sent is never sent again; where nothing was sent yet, the repeat goes on with it. With other content REQUEST_ID_REUSED.
+        Callers: the workload that created the consent, if its policy allows payments, the provider, the owner and the amount.
         Reasons: POLICY_REFUSED, OWNER_MISMATCH, CONSENT_NOT_FOUND, REQUEST_ID_REUSED, CONSENT_NOT_ACTIVE, CONSENT_REVOKED,
         CONSENT_EXPIRED, CONSENT_NEEDS_REAUTHORISATION, PURPOSE_NOT_CONSENTED, ACCOUNT_NOT_CONSENTED, LIMIT_EXCEEDED,
         PROVIDER_REFUSED, PROVIDER_UNAVAILABLE, HSM_UNAVAILABLE, ENVELOPE_CORRUPT.
@@ -75,10 +75,10 @@ class PaymentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetPayment(self, request, context):
-        """Answers with one payment as it stands. The provider is asked for news where the state is not final.
+        """Answers with one payment as it stands. Where the state is not final, custody asks the provider for news by itself.
 
         Idempotent: reads only; no call of this method ever makes a payment.
-        Callers: workloads whose policy allows payments, the provider and the owner; administrators.
+        Callers: the workload that initiated the payment, if its policy allows the owner; administrators.
         Reasons: OWNER_MISMATCH, PAYMENT_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -86,11 +86,11 @@ class PaymentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListPayments(self, request, context):
-        """Lists the payments of an owner, newest first, as they were last known; no provider is asked.
+        """Lists the payments of an owner, in a steady order, as they stand.
 
         Idempotent: reads only.
-        Callers: workloads whose policy allows payments and the owner, of whose providers it answers; administrators.
-        Reasons: OWNER_MISMATCH, CONSENT_NOT_FOUND.
+        Callers: workloads whose policy allows the owner, for the payments that they initiated; administrators, for all.
+        Reasons: OWNER_MISMATCH.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

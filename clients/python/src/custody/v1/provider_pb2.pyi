@@ -40,7 +40,7 @@ class Provider(_message.Message):
     display_name: _builtins.str
     """Output only. What to call it when a person chooses."""
     standard: _builtins.str
-    """Output only. The provider standard that it speaks, with its version, such as "berlin-group-1.3"."""
+    """Output only. The provider standard that it speaks, with its version, such as "berlin-group 1.3"."""
     region_code: _builtins.str
     """Output only. The ISO 3166-1 alpha-2 code of its country; empty where it serves several."""
     @_builtins.property

@@ -26,24 +26,20 @@ class PsuContext(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     IP_ADDRESS_FIELD_NUMBER: _builtins.int
-    IP_PORT_FIELD_NUMBER: _builtins.int
     USER_AGENT_FIELD_NUMBER: _builtins.int
     ip_address: _builtins.str
     """Required. The person's own IPv4 or IPv6 address, not that of a proxy of the platform."""
-    ip_port: _builtins.int
-    """Optional. The TCP port of the person's connection, 1 to 65535."""
     user_agent: _builtins.str
     """Optional. The User-Agent of the person's browser or app: printable ASCII."""
     def __init__(
         self,
         *,
         ip_address: _builtins.str = ...,
-        ip_port: _builtins.int = ...,
         user_agent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ip_address", b"ip_address", "ip_port", b"ip_port", "user_agent", b"user_agent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ip_address", b"ip_address", "user_agent", b"user_agent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

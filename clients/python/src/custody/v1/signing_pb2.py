@@ -27,7 +27,7 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from google.api import field_info_pb2 as google_dot_api_dot_field__info__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63ustody/v1/signing.proto\x12\ncustody.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/api/field_info.proto\"\xac\x02\n\x0fVerificationKey\x12\x32\n\x04name\x18\x01 \x01(\tB$\xe2\x41\x02\x03\x08\xbaH\x1cr\x1a\x18\x44\x32\x16^keys/[a-z0-9-]{1,63}$\x12\x1c\n\x06key_id\x18\x02 \x01(\tB\x0c\xe2\x41\x01\x03\xbaH\x05r\x03\x18\x80\x01\x12\x1d\n\x08key_type\x18\x03 \x01(\tB\x0b\xe2\x41\x01\x03\xbaH\x04r\x02\x18\x03\x12\x1e\n\talgorithm\x18\x04 \x01(\tB\x0b\xe2\x41\x01\x03\xbaH\x04r\x02\x18\x10\x12\x1a\n\x05\x63urve\x18\x05 \x01(\tB\x0b\xe2\x41\x01\x03\xbaH\x04r\x02\x18\x10\x12\x16\n\x01x\x18\x06 \x01(\x0c\x42\x0b\xe2\x41\x01\x03\xbaH\x04z\x02\x18\x42\x12\x16\n\x01y\x18\x07 \x01(\x0c\x42\x0b\xe2\x41\x01\x03\xbaH\x04z\x02\x18\x42\x12\x1d\n\x07modulus\x18\x08 \x01(\x0c\x42\x0c\xe2\x41\x01\x03\xbaH\x05z\x03\x18\x80\x08\x12\x1d\n\x08\x65xponent\x18\t \x01(\x0c\x42\x0b\xe2\x41\x01\x03\xbaH\x04z\x02\x18\x08\"\xe3\x02\n\x0bSignRequest\x12;\n\x07\x63onsent\x18\x01 \x01(\tB*\xe2\x41\x01\x02\xbaH#r\x1e\x18H2\x1a^consents/[a-z0-9-]{1,63}$\xc8\x01\x01\x12:\n\x05owner\x18\x02 \x01(\tB+\x80\x01\x01\xe2\x41\x01\x02\xbaH!r\x1c\x18@2\x18^[A-Za-z0-9._:@-]{1,64}$\xc8\x01\x01\x12q\n\nrequest_id\x18\x03 \x01(\tB]\xe2\x41\x01\x02\xbaHNrI\x18$2E^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$\xc8\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01\x12@\n\x0cpayload_kind\x18\x04 \x01(\x0e\x32\x17.custody.v1.PayloadKindB\x11\xe2\x41\x01\x02\xbaH\n\x82\x01\x04\x10\x01 \x00\xc8\x01\x01\x12&\n\x07payload\x18\x05 \x01(\x0c\x42\x15\x80\x01\x01\xe2\x41\x01\x02\xbaH\x0bz\x06\x10\x01\x18\x80\x80\x04\xc8\x01\x01\"l\n\x0cSignResponse\x12\"\n\x0c\x64\x65tached_jws\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x03\xbaH\x05r\x03\x18\x80 \x12\x18\n\x03key\x18\x02 \x01(\tB\x0b\xe2\x41\x01\x03\xbaH\x04r\x02\x18\x44\x12\x1e\n\talgorithm\x18\x03 \x01(\tB\x0b\xe2\x41\x01\x03\xbaH\x04r\x02\x18\x10\"\x1d\n\x1bListVerificationKeysRequest\"d\n\x1cListVerificationKeysResponse\x12\x44\n\x11verification_keys\x18\x01 \x03(\x0b\x32\x1b.custody.v1.VerificationKeyB\x0c\xe2\x41\x01\x03\xbaH\x05\x92\x01\x02\x10\x64*\x8a\x01\n\x0bPayloadKind\x12\x1c\n\x18PAYLOAD_KIND_UNSPECIFIED\x10\x00\x12\x1e\n\x1aPAYLOAD_KIND_JSON_DOCUMENT\x10\x01\x12\x1d\n\x19PAYLOAD_KIND_XML_DOCUMENT\x10\x02\x12\x1e\n\x1aPAYLOAD_KIND_TEXT_DOCUMENT\x10\x03\x32\xc0\x01\n\x0eSigningService\x12>\n\x04Sign\x12\x17.custody.v1.SignRequest\x1a\x18.custody.v1.SignResponse\"\x03\x90\x02\x02\x12n\n\x14ListVerificationKeys\x12\'.custody.v1.ListVerificationKeysRequest\x1a(.custody.v1.ListVerificationKeysResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63ustody/v1/signing.proto\x12\ncustody.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/api/field_info.proto\"\xee\x01\n\x0fVerificationKey\x12\x32\n\x04name\x18\x01 \x01(\tB$\xe2\x41\x02\x03\x08\xbaH\x1cr\x1a\x18\x44\x32\x16^keys/[a-z0-9-]{1,63}$\x12\x1c\n\x06key_id\x18\x02 \x01(\tB\x0c\xe2\x41\x01\x03\xbaH\x05r\x03\x18\x80\x01\x12\x1d\n\x08key_type\x18\x03 \x01(\tB\x0b\xe2\x41\x01\x03\xbaH\x04r\x02\x18\x03\x12\x1e\n\talgorithm\x18\x04 \x01(\tB\x0b\xe2\x41\x01\x03\xbaH\x04r\x02\x18\x10\x12\x1a\n\x05\x63urve\x18\x05 \x01(\tB\x0b\xe2\x41\x01\x03\xbaH\x04r\x02\x18\x10\x12\x16\n\x01x\x18\x06 \x01(\x0c\x42\x0b\xe2\x41\x01\x03\xbaH\x04z\x02\x18\x42\x12\x16\n\x01y\x18\x07 \x01(\x0c\x42\x0b\xe2\x41\x01\x03\xbaH\x04z\x02\x18\x42\"\xe3\x02\n\x0bSignRequest\x12;\n\x07\x63onsent\x18\x01 \x01(\tB*\xe2\x41\x01\x02\xbaH#r\x1e\x18H2\x1a^consents/[a-z0-9-]{1,63}$\xc8\x01\x01\x12:\n\x05owner\x18\x02 \x01(\tB+\x80\x01\x01\xe2\x41\x01\x02\xbaH!r\x1c\x18@2\x18^[A-Za-z0-9._:@-]{1,64}$\xc8\x01\x01\x12q\n\nrequest_id\x18\x03 \x01(\tB]\xe2\x41\x01\x02\xbaHNrI\x18$2E^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$\xc8\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01\x12@\n\x0cpayload_kind\x18\x04 \x01(\x0e\x32\x17.custody.v1.PayloadKindB\x11\xe2\x41\x01\x02\xbaH\n\x82\x01\x04\x10\x01 \x00\xc8\x01\x01\x12&\n\x07payload\x18\x05 \x01(\x0c\x42\x15\x80\x01\x01\xe2\x41\x01\x02\xbaH\x0bz\x06\x10\x01\x18\x80\x80\x04\xc8\x01\x01\"l\n\x0cSignResponse\x12\"\n\x0c\x64\x65tached_jws\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x03\xbaH\x05r\x03\x18\x80 \x12\x18\n\x03key\x18\x02 \x01(\tB\x0b\xe2\x41\x01\x03\xbaH\x04r\x02\x18\x44\x12\x1e\n\talgorithm\x18\x03 \x01(\tB\x0b\xe2\x41\x01\x03\xbaH\x04r\x02\x18\x10\"\x1d\n\x1bListVerificationKeysRequest\"d\n\x1cListVerificationKeysResponse\x12\x44\n\x11verification_keys\x18\x01 \x03(\x0b\x32\x1b.custody.v1.VerificationKeyB\x0c\xe2\x41\x01\x03\xbaH\x05\x92\x01\x02\x10\x64*\x8a\x01\n\x0bPayloadKind\x12\x1c\n\x18PAYLOAD_KIND_UNSPECIFIED\x10\x00\x12\x1e\n\x1aPAYLOAD_KIND_JSON_DOCUMENT\x10\x01\x12\x1d\n\x19PAYLOAD_KIND_XML_DOCUMENT\x10\x02\x12\x1e\n\x1aPAYLOAD_KIND_TEXT_DOCUMENT\x10\x03\x32\xc0\x01\n\x0eSigningService\x12>\n\x04Sign\x12\x17.custody.v1.SignRequest\x1a\x18.custody.v1.SignResponse\"\x03\x90\x02\x02\x12n\n\x14ListVerificationKeys\x12\'.custody.v1.ListVerificationKeysRequest\x1a(.custody.v1.ListVerificationKeysResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,10 +48,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VERIFICATIONKEY'].fields_by_name['x']._serialized_options = b'\342A\001\003\272H\004z\002\030B'
   _globals['_VERIFICATIONKEY'].fields_by_name['y']._loaded_options = None
   _globals['_VERIFICATIONKEY'].fields_by_name['y']._serialized_options = b'\342A\001\003\272H\004z\002\030B'
-  _globals['_VERIFICATIONKEY'].fields_by_name['modulus']._loaded_options = None
-  _globals['_VERIFICATIONKEY'].fields_by_name['modulus']._serialized_options = b'\342A\001\003\272H\005z\003\030\200\010'
-  _globals['_VERIFICATIONKEY'].fields_by_name['exponent']._loaded_options = None
-  _globals['_VERIFICATIONKEY'].fields_by_name['exponent']._serialized_options = b'\342A\001\003\272H\004z\002\030\010'
   _globals['_SIGNREQUEST'].fields_by_name['consent']._loaded_options = None
   _globals['_SIGNREQUEST'].fields_by_name['consent']._serialized_options = b'\342A\001\002\272H#r\036\030H2\032^consents/[a-z0-9-]{1,63}$\310\001\001'
   _globals['_SIGNREQUEST'].fields_by_name['owner']._loaded_options = None
@@ -74,18 +70,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SIGNINGSERVICE'].methods_by_name['Sign']._serialized_options = b'\220\002\002'
   _globals['_SIGNINGSERVICE'].methods_by_name['ListVerificationKeys']._loaded_options = None
   _globals['_SIGNINGSERVICE'].methods_by_name['ListVerificationKeys']._serialized_options = b'\220\002\001'
-  _globals['_PAYLOADKIND']._serialized_start=1036
-  _globals['_PAYLOADKIND']._serialized_end=1174
+  _globals['_PAYLOADKIND']._serialized_start=974
+  _globals['_PAYLOADKIND']._serialized_end=1112
   _globals['_VERIFICATIONKEY']._serialized_start=132
-  _globals['_VERIFICATIONKEY']._serialized_end=432
-  _globals['_SIGNREQUEST']._serialized_start=435
-  _globals['_SIGNREQUEST']._serialized_end=790
-  _globals['_SIGNRESPONSE']._serialized_start=792
-  _globals['_SIGNRESPONSE']._serialized_end=900
-  _globals['_LISTVERIFICATIONKEYSREQUEST']._serialized_start=902
-  _globals['_LISTVERIFICATIONKEYSREQUEST']._serialized_end=931
-  _globals['_LISTVERIFICATIONKEYSRESPONSE']._serialized_start=933
-  _globals['_LISTVERIFICATIONKEYSRESPONSE']._serialized_end=1033
-  _globals['_SIGNINGSERVICE']._serialized_start=1177
-  _globals['_SIGNINGSERVICE']._serialized_end=1369
+  _globals['_VERIFICATIONKEY']._serialized_end=370
+  _globals['_SIGNREQUEST']._serialized_start=373
+  _globals['_SIGNREQUEST']._serialized_end=728
+  _globals['_SIGNRESPONSE']._serialized_start=730
+  _globals['_SIGNRESPONSE']._serialized_end=838
+  _globals['_LISTVERIFICATIONKEYSREQUEST']._serialized_start=840
+  _globals['_LISTVERIFICATIONKEYSREQUEST']._serialized_end=869
+  _globals['_LISTVERIFICATIONKEYSRESPONSE']._serialized_start=871
+  _globals['_LISTVERIFICATIONKEYSRESPONSE']._serialized_end=971
+  _globals['_SIGNINGSERVICE']._serialized_start=1115
+  _globals['_SIGNINGSERVICE']._serialized_end=1307
 # @@protoc_insertion_point(module_scope)

@@ -28,11 +28,11 @@ class _PayloadKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PayloadKi
     PAYLOAD_KIND_UNSPECIFIED: _PayloadKind.ValueType  # 0
     """Never accepted."""
     PAYLOAD_KIND_JSON_DOCUMENT: _PayloadKind.ValueType  # 1
-    """One JSON text in UTF-8 (RFC 8259)."""
+    """One JSON object in UTF-8 (RFC 8259), no name in it twice."""
     PAYLOAD_KIND_XML_DOCUMENT: _PayloadKind.ValueType  # 2
     """One well-formed XML document in UTF-8, without a document type declaration."""
     PAYLOAD_KIND_TEXT_DOCUMENT: _PayloadKind.ValueType  # 3
-    """Text in UTF-8 without control characters other than tab, line feed and carriage return."""
+    """Text in UTF-8 without control characters other than tab and line feed."""
 
 class PayloadKind(_PayloadKind, metaclass=_PayloadKindEnumTypeWrapper):
     """What a document is. New values may be added."""
@@ -40,11 +40,11 @@ class PayloadKind(_PayloadKind, metaclass=_PayloadKindEnumTypeWrapper):
 PAYLOAD_KIND_UNSPECIFIED: PayloadKind.ValueType  # 0
 """Never accepted."""
 PAYLOAD_KIND_JSON_DOCUMENT: PayloadKind.ValueType  # 1
-"""One JSON text in UTF-8 (RFC 8259)."""
+"""One JSON object in UTF-8 (RFC 8259), no name in it twice."""
 PAYLOAD_KIND_XML_DOCUMENT: PayloadKind.ValueType  # 2
 """One well-formed XML document in UTF-8, without a document type declaration."""
 PAYLOAD_KIND_TEXT_DOCUMENT: PayloadKind.ValueType  # 3
-"""Text in UTF-8 without control characters other than tab, line feed and carriage return."""
+"""Text in UTF-8 without control characters other than tab and line feed."""
 Global___PayloadKind: _TypeAlias = PayloadKind  # noqa: Y015
 
 @_typing.final
@@ -60,26 +60,20 @@ class VerificationKey(_message.Message):
     CURVE_FIELD_NUMBER: _builtins.int
     X_FIELD_NUMBER: _builtins.int
     Y_FIELD_NUMBER: _builtins.int
-    MODULUS_FIELD_NUMBER: _builtins.int
-    EXPONENT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Output only. Identifier. `keys/{key}`."""
     key_id: _builtins.str
     """Output only. `kid`: as in the header of the signatures."""
     key_type: _builtins.str
-    """Output only. `kty`: "EC" or "RSA"."""
+    """Output only. `kty`: "EC". New types may be added."""
     algorithm: _builtins.str
-    """Output only. `alg`: "ES256" or "PS256"."""
+    """Output only. `alg`: "ES256". New algorithms may be added."""
     curve: _builtins.str
-    """Output only. `crv`: "P-256"; empty for RSA."""
+    """Output only. `crv`: "P-256"."""
     x: _builtins.bytes
-    """Output only. The coordinate `x`, big-endian, at its full length; empty for RSA."""
+    """Output only. The coordinate `x`, big-endian, at its full length."""
     y: _builtins.bytes
-    """Output only. The coordinate `y`, big-endian, at its full length; empty for RSA."""
-    modulus: _builtins.bytes
-    """Output only. The modulus `n`, big-endian, without leading zeros; empty for EC."""
-    exponent: _builtins.bytes
-    """Output only. The exponent `e`, big-endian, without leading zeros; empty for EC."""
+    """Output only. The coordinate `y`, big-endian, at its full length."""
     def __init__(
         self,
         *,
@@ -90,12 +84,10 @@ class VerificationKey(_message.Message):
         curve: _builtins.str = ...,
         x: _builtins.bytes = ...,
         y: _builtins.bytes = ...,
-        modulus: _builtins.bytes = ...,
-        exponent: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "curve", b"curve", "exponent", b"exponent", "key_id", b"key_id", "key_type", b"key_type", "modulus", b"modulus", "name", b"name", "x", b"x", "y", b"y"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "curve", b"curve", "key_id", b"key_id", "key_type", b"key_type", "name", b"name", "x", b"x", "y", b"y"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -153,7 +145,7 @@ class SignResponse(_message.Message):
     key: _builtins.str
     """Output only. The key that signed: `keys/{key}`."""
     algorithm: _builtins.str
-    """Output only. The JWS algorithm: "ES256" or "PS256"."""
+    """Output only. The JWS algorithm: "ES256"."""
     def __init__(
         self,
         *,

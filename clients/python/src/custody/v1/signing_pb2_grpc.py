@@ -55,9 +55,9 @@ class SigningServiceServicer:
         """Signs a document and answers with a detached JWS (RFC 7515, appendix F). Nothing is signed as bare bytes: the document
         has to be of the kind that it is said to be, and the kind is part of what is signed (header `cty`).
 
-        Idempotent: a repeat with the same request_id and content has no further effect, and its answer verifies as well,
-        though the bytes may differ; with other content REQUEST_ID_REUSED.
-        Callers: workloads whose policy allows PURPOSE_SIGNING, the provider and the owner.
+        Idempotent: a repeat with the same request_id and content has no further effect, and gets the same signature;
+        with other content REQUEST_ID_REUSED.
+        Callers: the workload that created the consent, if its policy allows PURPOSE_SIGNING and the owner.
         Reasons: POLICY_REFUSED, OWNER_MISMATCH, CONSENT_NOT_FOUND, REQUEST_ID_REUSED, CONSENT_NOT_ACTIVE, CONSENT_REVOKED,
         CONSENT_EXPIRED, CONSENT_NEEDS_REAUTHORISATION, PURPOSE_NOT_CONSENTED, HSM_UNAVAILABLE.
         """
@@ -66,7 +66,7 @@ class SigningServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListVerificationKeys(self, request, context):
-        """Lists the public keys that verify what Sign answers, all at once.
+        """Lists the public keys that verify what Sign answers, and the log's checkpoints, all at once.
 
         Idempotent: reads only.
         Callers: every workload; administrators.
