@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from sidecar.domain.provider import KeyPurpose
-from sidecar.hardening import ParentGone, Posture, harden
+from sidecar.hardening import ParentGone, Posture, give_back_freed_memory, harden
 from sidecar.hsm.errors import StartRefused
 from sidecar.hsm.keys import check_references
 from sidecar.hsm.log import log
@@ -72,6 +72,7 @@ class _Process:
             token = Token.log_in(self._settings)
             root, signing = self._keys(token)
             vault = Vault(root=root, random=token, cluster=self._settings.cluster)
+            give_back_freed_memory()
             self._log_ready(token)
             code = HsmServer(
                 gateway=gateway,

@@ -151,3 +151,23 @@ def test_missing_names_what_does_not_hold():
     )
 
     assert posture.missing() == ("no_core_file", "freed_memory_wiped")
+
+
+def test_freed_memory_is_given_back():
+    """Many small blocks, freed in between others: the process is smaller afterwards."""
+    done = run(
+        """
+def resident():
+    return int(open("/proc/self/statm").read().split()[1])
+blocks = [bytearray(3000) for _ in range(20_000)]
+kept = blocks[::100]
+del blocks
+before = resident()
+give_back_freed_memory()
+print(before, resident())
+""",
+        environment=WIPING_ENVIRONMENT,
+    )
+    before, after = map(int, done.stdout.split())
+
+    assert after < before * 0.7
