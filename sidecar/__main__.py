@@ -1,6 +1,6 @@
 """`python -m sidecar --config FILE [--NAME=VALUE …]`: runs the sidecar until SIGTERM or SIGINT.
 
-Exit status: 0 stopped as told; 2 the configuration is wrong; 5 the HSM or a child process cannot be used.
+Exit status: 0 stopped as told; 1 a defect; 2 the configuration is wrong; 5 the HSM, the database or a child process cannot be used.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from sidecar.wiring import Sidecar  # noqa: E402
 
 __all__ = ["main"]
 
+EXIT_DEFECT = 1
 EXIT_CONFIGURATION = 2
 EXIT_UNREACHABLE = 5
 
@@ -44,6 +45,9 @@ def main() -> int:
     except (ChildRefused, CustodyError) as error:
         print(f"the sidecar cannot run: {error}", file=sys.stderr)
         return EXIT_UNREACHABLE
+    except Exception as error:  # noqa: BLE001 - its text may be foreign, and is said nowhere: only its class and place
+        Log(process="gateway").exception("sidecar_failed", error)
+        return EXIT_DEFECT
     return 0
 
 

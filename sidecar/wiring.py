@@ -188,6 +188,7 @@ class Sidecar:
             limits=self._configuration.limits,
             servicers=servicers,
             boundary_for=self._boundaries(store, policy),
+            log=self._log,
         )
         background = self._background(store, supervisor, consents, reconciler)
         await servers.start()
@@ -244,8 +245,12 @@ class Sidecar:
 
     def _boundaries(self, store: Store, policy: Policy) -> Callable[[Listener], Boundary]:
         limits = self._configuration.limits
-        limiter = RateLimiter(calls_per_second=limits.calls_per_second, concurrent_calls=limits.concurrent_calls)
-        validator = RequestValidator()
+        # One per surface: a flood of an application's calls must not lock the administrators out.
+        limiters = {
+            surface: RateLimiter(calls_per_second=limits.calls_per_second, concurrent_calls=limits.concurrent_calls)
+            for surface in ("api", "admin")
+        }
+        validator = RequestValidator(message_bytes=limits.message_bytes)
         refusals = Refusals(store=store, log=self._log)
 
         def boundary(listener: Listener) -> Boundary:
@@ -253,7 +258,7 @@ class Sidecar:
                 surface=listener.surface,
                 identity=self._identity(listener),
                 policy=policy,
-                limiter=limiter,
+                limiter=limiters[listener.surface],
                 validator=validator,
                 refusals=refusals,
                 draining=self._draining,
@@ -274,8 +279,9 @@ class Sidecar:
         host, _, port = self._configuration.operations_address.rpartition(":")
         try:
             taken = await operations.start(host.strip("[]"), int(port))
-        except OSError as error:
-            raise ConfigurationError([f"operations_address: cannot be taken ({error.strerror})"]) from error
+        except (OSError, OverflowError) as error:  # a port above 65535 is an OverflowError
+            reason = error.strerror if isinstance(error, OSError) else "there is no such port"
+            raise ConfigurationError([f"operations_address: cannot be taken ({reason})"]) from error
         stack.push_async_callback(operations.stop)
         self._log.info("operations_listening", address=self._configuration.operations_address, count=taken)
 
@@ -305,13 +311,17 @@ class Sidecar:
         ]
 
     async def _every(self, seconds: float, work: str, run: Callable[[], Awaitable[object]]) -> None:
-        """Runs `run` again and again. A round that fails is counted and said, and the next one tries again."""
+        """Runs `run` again and again. A round that fails is counted and said, and the next one tries again; one that fails
+        by a defect of ours too: it must not take down those who can still be served."""
         while True:
             try:
                 await run()
             except CustodyError as error:
                 self._metrics.background_errors.labels(work).inc()
                 self._log.warning("background_work_failed", work=work, reason=error.reason)
+            except Exception as error:  # noqa: BLE001
+                self._metrics.background_errors.labels(work).inc()
+                self._log.exception("background_work_failed", error, work=work)
             await self._clock.sleep(seconds)
 
 
@@ -410,8 +420,10 @@ def build_policy(file: PolicyFile) -> Policy:
 
 def build_connectors(configuration: Configuration, keys: KeyFile) -> dict[ProviderId, Connector]:
     """Raises ConfigurationError, naming the provider."""
-    client_key_id = next(key.key_id for key in keys.descriptions if key.purpose is KeyPurpose.CLIENT_AUTHENTICATION)
-    return {ProviderId(provider.id): _connector(provider, client_key_id) for provider in configuration.providers}
+    clients = [key.key_id for key in keys.descriptions if key.purpose is KeyPurpose.CLIENT_AUTHENTICATION]
+    if len(clients) != 1:
+        raise ConfigurationError(["hsm.keys_file: must describe exactly one key for client-authentication"])
+    return {ProviderId(provider.id): _connector(provider, clients[0]) for provider in configuration.providers}
 
 
 def _connector(provider: ProviderConfiguration, client_key_id: str) -> Connector:
@@ -420,9 +432,16 @@ def _connector(provider: ProviderConfiguration, client_key_id: str) -> Connector
     if descriptor.signing.scheme != "none":
         if provider.signing_certificate_file is None:
             raise ConfigurationError([f"providers: {provider.id} needs signing_certificate_file"])
-        certificate = SigningCertificate.from_pem(_file(provider.signing_certificate_file, provider.id))
+        certificate = _signing_certificate(provider.signing_certificate_file, provider.id)
     oauth = OAuthClient(descriptor=descriptor, key_id=provider.client_assertion_key_id or client_key_id)
     return BerlinGroupConnector(descriptor=descriptor, oauth=oauth, certificate=certificate)
+
+
+def _signing_certificate(name: str, provider: str) -> SigningCertificate:
+    try:
+        return SigningCertificate.from_pem(_file(name, provider))
+    except ValueError as error:
+        raise ConfigurationError([f"providers: {provider}: {name} is no PEM certificate"]) from error
 
 
 def _descriptor(provider: ProviderConfiguration) -> Descriptor:

@@ -1,9 +1,11 @@
-"""The one boundary: every call passes here, in this order: deadline, identity, method table, limits, shape; then the servicer.
+"""The one boundary: every call passes here, in this order: identity, deadline, limits, method table, shape; then the servicer.
 
+Requests come as bytes and are parsed here: what gRPC itself answers to bytes that it cannot parse has no reason and no details.
 Every error becomes a status here. An unexpected one becomes INTERNAL with a request id: gRPC would send its text to the caller.
 """
 
 import asyncio
+import inspect
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -17,7 +19,7 @@ from google.protobuf.message import Message
 from sidecar.domain.audit import AuditDraft, AuditEvent, AuditOutcome
 from sidecar.domain.caller import Caller, Policy
 from sidecar.domain.ids import WorkloadId
-from sidecar.errors import CustodyError, Internal, Refused, Unauthenticated, Unavailable
+from sidecar.errors import CustodyError, Exhausted, Internal, Refused, Unauthenticated, Unavailable
 from sidecar.gateway.identity import Identity
 from sidecar.gateway.methods import METHODS, SURFACE_ROLES
 from sidecar.gateway.ratelimit import RateLimiter
@@ -30,7 +32,8 @@ from sidecar.telemetry.metrics import Metrics
 __all__ = ["Boundary", "Draining", "Refusals", "current_caller"]
 
 Handler = Callable[[Any, Any], Awaitable[Any]]
-StreamHandler = Callable[[Any, Any], AsyncIterator[Any]]
+StreamHandler = Callable[[Any, Any], AsyncIterator[Any] | Awaitable[None]]
+Parser = Callable[[bytes], Message]
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic in the stubs only
 RpcHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
@@ -123,28 +126,30 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic
         return self._guarded(handler, handler_call_details.method)
 
     def _guarded(self, handler: RpcHandler, method: str) -> RpcHandler:
+        """The handler behind this boundary; it is given the request's bytes."""
+        parser = cast(Parser, handler.request_deserializer)
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(
-                self._unary(handler.unary_unary, method), handler.request_deserializer, handler.response_serializer
+                self._unary(handler.unary_unary, method, parser), response_serializer=handler.response_serializer
             )
         if handler.unary_stream:
             return grpc.unary_stream_rpc_method_handler(
-                self._stream(cast(StreamHandler, handler.unary_stream), method),
-                handler.request_deserializer,
-                handler.response_serializer,
+                self._stream(cast(StreamHandler, handler.unary_stream), method, parser),
+                response_serializer=handler.response_serializer,
             )
-        return grpc.stream_stream_rpc_method_handler(
-            self._stream(cast(StreamHandler, handler.stream_stream), method),
-            handler.request_deserializer,
-            handler.response_serializer,
-        )
+        if handler.stream_stream:
+            return grpc.stream_stream_rpc_method_handler(
+                self._stream(cast(StreamHandler, handler.stream_stream), method, parser),
+                response_serializer=handler.response_serializer,
+            )
+        raise TypeError("no method of the contract streams requests only")
 
-    def _unary(self, inner: Handler, method: str) -> Handler:
-        async def call(request: Message, context: Context) -> Message:
+    def _unary(self, inner: Handler, method: str, parser: Parser) -> Handler:
+        async def call(data: bytes, context: Context) -> Message:
             rpc = _Rpc(metrics=self._metrics, method=method, kind="unary")
             try:
-                with self._admitted(method, request, context):
-                    response: Message = await inner(request, context)
+                with self._admitted(method, context):
+                    response: Message = await inner(self._request(method, data, parser), context)
                 rpc.code = grpc.StatusCode.OK
                 return response
             except Exception as error:
@@ -155,15 +160,24 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic
 
         return call
 
-    def _stream(
-        self, inner: Callable[[Any, Any], AsyncIterator[Any]], method: str
-    ) -> Callable[..., AsyncIterator[Any]]:
-        async def call(request: object, context: Context) -> AsyncIterator[Message]:
-            rpc = _Rpc(metrics=self._metrics, method=method, kind="server_stream")
+    def _stream(self, inner: StreamHandler, method: str, parser: Parser) -> Callable[..., AsyncIterator[Any]]:
+        async def call(data: bytes | AsyncIterator[bytes], context: Context) -> AsyncIterator[Message]:
+            rpc = _Rpc(
+                metrics=self._metrics, method=method, kind="server_stream" if isinstance(data, bytes) else "bidi_stream"
+            )
             try:
-                with self._admitted(method, request if isinstance(request, Message) else None, context):
-                    async for answer in inner(request, context):
-                        yield answer
+                with self._admitted(method, context):
+                    request = (
+                        self._request(method, data, parser)
+                        if isinstance(data, bytes)
+                        else self._requests(method, data, parser)
+                    )
+                    answers = inner(request, context)
+                    if inspect.isawaitable(answers):  # gRPC's own health servicer writes its answers to the context
+                        await answers
+                    else:
+                        async for answer in answers:
+                            yield answer
                 rpc.code = grpc.StatusCode.OK
             except Exception as error:
                 await self._abort(error, rpc, context)
@@ -173,19 +187,27 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic
 
         return call
 
+    def _request(self, method: str, data: bytes, parser: Parser) -> Message:
+        request = self._validator.parse(data, parser)
+        if not method.startswith(_INFRASTRUCTURE):  # their messages are not of our contract and carry no rules
+            self._validator.check(request)
+        return request
+
+    async def _requests(self, method: str, stream: AsyncIterator[bytes], parser: Parser) -> AsyncIterator[Message]:
+        async for data in stream:
+            yield self._request(method, data, parser)
+
     @contextmanager
-    def _admitted(self, method: str, request: Message | None, context: Context) -> Iterator[None]:
+    def _admitted(self, method: str, context: Context) -> Iterator[None]:
         """Lets the call in or raises. The order matters: nothing is told to whom nothing may be told."""
         workload: WorkloadId | None = None
         entered = False
         try:
-            self._check_time(method, context)
             workload = self._identity.workload(context.auth_context())
-            self._limiter.enter(workload)
+            self._check_time(method, context)
+            self._enter(workload)
             entered = True
             _caller.set(self._permitted(workload, method))
-            if request is not None and not method.startswith(_INFRASTRUCTURE):
-                self._validator.check(request)
             yield
         except (Unauthenticated, Refused) as refusal:
             self._metrics.calls_refused.labels(refusal.reason).inc()
@@ -194,6 +216,13 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic
         finally:
             if entered:
                 self._limiter.leave()
+
+    def _enter(self, workload: WorkloadId) -> None:
+        try:
+            self._limiter.enter(workload)
+        except Exhausted as limit:  # counted, but not put on record: a record for each would be the flood's next victim
+            self._metrics.calls_refused.labels(limit.reason).inc()
+            raise
 
     def _check_time(self, method: str, context: Context) -> None:
         if self._draining.began and not method.startswith(_INFRASTRUCTURE):
@@ -213,14 +242,19 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic
 
     async def _abort(self, error: Exception, rpc: "_Rpc", context: Context) -> None:
         if isinstance(error, grpc.aio.AbortError):
-            rpc.code = context.code() or grpc.StatusCode.UNKNOWN  # a servicer of gRPC's own (health) has aborted
+            rpc.code = _status_code(context)  # a servicer of gRPC's own (health) has aborted
             return
         request_id = str(uuid.uuid4())
         if not isinstance(error, CustodyError):
             self._log.exception("call_failed", error, method=rpc.method, request_id=request_id)
             error = Internal()
+            reason = ""
+        else:
+            reason = error.reason
         status = status_of(error, request_id=request_id)
         rpc.code = code_of(status)
+        if reason and rpc.code is grpc.StatusCode.INTERNAL:  # the caller got nothing but the request id
+            self._log.error("call_answered_internal", method=rpc.method, request_id=request_id, reason=reason)
         await context.abort(rpc.code, status.message, trailing_metadata=details_metadata(status))
 
 
@@ -242,7 +276,15 @@ class _Rpc:
         self._metrics.grpc_seconds.labels(*self._labels, code).observe(time.monotonic() - self._began)
 
 
-# go-grpc-prometheus spells codes like Go does: NotFound, not NOT_FOUND.
-_CODE_NAMES = {
-    code: "OK" if code is grpc.StatusCode.OK else code.name.title().replace("_", "") for code in grpc.StatusCode
+def _status_code(context: Context) -> grpc.StatusCode:
+    """The code that was set on `context`, which gRPC keeps as a number."""
+    code: object = context.code()
+    return code if isinstance(code, grpc.StatusCode) else _CODES.get(cast(int, code), grpc.StatusCode.UNKNOWN)
+
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+# go-grpc-prometheus spells codes like Go does: NotFound, not NOT_FOUND; and Canceled.
+_CODE_NAMES = {code: code.name.title().replace("_", "") for code in grpc.StatusCode} | {
+    grpc.StatusCode.OK: "OK",
+    grpc.StatusCode.CANCELLED: "Canceled",
 }

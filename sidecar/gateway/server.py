@@ -9,9 +9,14 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import grpc
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from custody.v1 import (
     account_pb2_grpc,
     audit_pb2_grpc,
@@ -35,6 +40,7 @@ from sidecar.gateway.servicers.keys import KeyServicer
 from sidecar.gateway.servicers.payments import PaymentServicer
 from sidecar.gateway.servicers.providers import ProviderServicer
 from sidecar.gateway.servicers.signing import SigningServicer
+from sidecar.telemetry.logging import Log
 
 __all__ = ["GrpcServers", "Servicers"]
 
@@ -51,6 +57,13 @@ _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 # A connection is renewed, so that what was taken away from an identity does not live on in an old connection.
 _CONNECTION_AGE_MS = 3_600_000
 _CONNECTION_GRACE_MS = 60_000
+
+# gRPC refuses without a reason what is larger than its own limit; up to here the boundary refuses with one.
+_HEADROOM = 2
+# sockaddr_un holds 108 bytes, one of them the NUL at the end (unix(7)).
+_LONGEST_SOCKET_PATH_BYTES = 107
+# Only "identity": a small compressed message can become a very large one, and nothing here is worth compressing.
+_NO_COMPRESSION = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,14 +87,16 @@ class GrpcServers:
         limits: Limits,
         servicers: Servicers,
         boundary_for: Callable[[Listener], Boundary],
+        log: Log,
     ) -> None:
+        self._log = log
         self._listeners = listeners
         self._limits = limits
         self._servicers = servicers
         self._boundary_for = boundary_for
         self._servers: list[grpc.aio.Server] = []
         self._locks: list[_SocketLock] = []
-        self._health = HealthServicer()
+        self._health = _Health()
         self.ports: dict[str, int] = {}
 
     async def start(self) -> None:
@@ -111,7 +126,8 @@ class GrpcServers:
         server = grpc.aio.server(
             interceptors=[self._boundary_for(listener)],
             options=(
-                ("grpc.max_receive_message_length", self._limits.message_bytes),
+                ("grpc.max_receive_message_length", self._limits.message_bytes * _HEADROOM),
+                ("grpc.compression_enabled_algorithms_bitset", _NO_COMPRESSION),
                 ("grpc.max_metadata_size", 16 * 1024),
                 ("grpc.max_concurrent_streams", self._limits.concurrent_calls),
                 ("grpc.max_connection_age_ms", _CONNECTION_AGE_MS),
@@ -132,7 +148,7 @@ class GrpcServers:
     def _bind(self, server: grpc.aio.Server, listener: Listener) -> int:
         if listener.tls is None:
             return int(server.add_insecure_port(listener.address))
-        return int(server.add_secure_port(listener.address, _credentials(listener.tls)))
+        return int(server.add_secure_port(listener.address, _credentials(listener.tls, self._log)))
 
     @contextmanager
     def _socket_of(self, listener: Listener) -> Iterator[None]:
@@ -141,6 +157,8 @@ class GrpcServers:
             yield
             return
         path = Path(listener.address.removeprefix("unix:"))
+        if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH_BYTES:
+            raise ConfigurationError([f"listeners: {path} is too long for a Unix socket"])
         self._locks.append(_SocketLock.taken(path))
         mode = int(listener.mode, 8)
         before = os.umask(0o777 & ~mode)
@@ -167,6 +185,20 @@ class GrpcServers:
         _add_reflection_v1(server, names)
 
 
+class _Health(HealthServicer):  # type: ignore[misc]  # grpcio ships no types for it
+    """gRPC's own, and the List that it lacks."""
+
+    async def List(  # noqa: N802 - the method's name in the protocol
+        self,
+        request: health_pb2.HealthListRequest,  # noqa: ARG002
+        context: "grpc.aio.ServicerContext[Any, Any]",  # noqa: ARG002
+    ) -> health_pb2.HealthListResponse:
+        statuses = {
+            name: health_pb2.HealthCheckResponse(status=status) for name, status in self._server_status.items() if name
+        }
+        return health_pb2.HealthListResponse(statuses=statuses)
+
+
 def _add_reflection_v1(server: grpc.aio.Server, names: Sequence[str]) -> None:
     """grpcio ships reflection v1alpha only; newer tools ask for v1, whose messages are the same on the wire."""
     servicer = ReflectionServicer(service_names=names)
@@ -179,29 +211,35 @@ def _add_reflection_v1(server: grpc.aio.Server, names: Sequence[str]) -> None:
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_REFLECTION_V1, methods),))
 
 
-def _credentials(tls: Tls) -> grpc.ServerCredentials:
-    """mTLS 1.2 or newer. The files are read again for each handshake's caller when they have changed: see `_fetch`."""
+def _credentials(tls: Tls, log: Log) -> grpc.ServerCredentials:
+    """mTLS 1.2 or newer. The files are read again when they have changed: see `_Fetcher`."""
     configuration = _certificates(tls)
-    fetcher = _Fetcher(tls=tls, current=configuration)
+    fetcher = _Fetcher(tls=tls, current=configuration, log=log)
     return grpc.dynamic_ssl_server_credentials(configuration, fetcher, require_client_authentication=True)
 
 
 class _Fetcher:
     """Gives gRPC the newest certificates that could be read. Called in gRPC's own threads, once per handshake."""
 
-    def __init__(self, *, tls: Tls, current: grpc.ServerCertificateConfiguration) -> None:
+    def __init__(self, *, tls: Tls, current: grpc.ServerCertificateConfiguration, log: Log) -> None:
         self._tls = tls
         self._current = current
+        self._log = log
         self._seen = _change_times(tls)
+        self._refused: tuple[int, ...] | None = None
 
     def __call__(self) -> grpc.ServerCertificateConfiguration:
         seen = _change_times(self._tls)
         if seen != self._seen:
             try:
                 self._current = _certificates(self._tls)
-            except ConfigurationError:
-                return self._current  # half-written files: the old ones go on, the next handshake looks again
+            except ConfigurationError:  # half-written files: the old ones go on, the next handshake looks again
+                if seen != self._refused:
+                    self._refused = seen
+                    self._log.error("certificates_not_reloaded", path=self._tls.certificate_file)
+                return self._current
             self._seen = seen
+            self._log.info("certificates_reloaded", path=self._tls.certificate_file)
         return self._current
 
 
@@ -219,7 +257,33 @@ def _certificates(tls: Tls) -> grpc.ServerCertificateConfiguration:
         )
     except OSError as error:
         raise ConfigurationError([f"listeners: {error.filename} cannot be read ({error.strerror})"]) from error
+    mistakes = list(_tls_mistakes(tls, certificate, key, ca))
+    if mistakes:
+        raise ConfigurationError([f"listeners: {mistake}" for mistake in mistakes])
     return grpc.ssl_server_certificate_configuration([(key, certificate)], root_certificates=ca)
+
+
+def _tls_mistakes(tls: Tls, certificate: bytes, key: bytes, ca: bytes) -> Iterator[str]:
+    """What gRPC would not say: it takes any bytes, and then refuses every handshake without a word."""
+    try:
+        x509.load_pem_x509_certificates(ca)
+    except ValueError:
+        yield f"{tls.client_ca_file} is no PEM certificate"
+    try:
+        private_key = load_pem_private_key(key, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        yield f"{tls.key_file} is no PEM private key without a password"
+        return
+    try:
+        leaf = x509.load_pem_x509_certificates(certificate)[0]
+    except ValueError:
+        yield f"{tls.certificate_file} is no PEM certificate"
+        return
+    form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    if leaf.public_key().public_bytes(*form) != private_key.public_key().public_bytes(*form):
+        yield f"{tls.key_file} is not the key of {tls.certificate_file}"
+    if not leaf.not_valid_before_utc <= datetime.now(UTC) < leaf.not_valid_after_utc:
+        yield f"{tls.certificate_file} is not valid now"
 
 
 class _SocketLock:

@@ -1,9 +1,11 @@
 """Errors become statuses here and nowhere else: google.rpc.Status with exactly one ErrorInfo (AIP-193).
 
-The code of each reason stands beside the reason in `errors.proto`; an error without a known reason becomes INTERNAL with nothing
-but a request id.
+The code and the details of each reason stand beside the reason in `errors.proto`; an error without a known reason becomes INTERNAL
+with nothing but a request id.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final
 
 import grpc
@@ -19,16 +21,25 @@ __all__ = ["DOMAIN", "code_of", "details_metadata", "status_of"]
 DOMAIN: Final = "custody.v1"
 _PREFIX: Final = "ERROR_REASON_"
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
+_RETRY_SECONDS: Final = 1.0
+_RULES: Final[Mapping[str, errors_pb2.ErrorRule]] = MappingProxyType(
+    {
+        value.name.removeprefix(_PREFIX): value.GetOptions().Extensions[errors_pb2.error_rule]
+        for value in errors_pb2.ErrorReason.DESCRIPTOR.values
+        if value.number
+    }
+)
 
 
 def status_of(error: CustodyError, *, request_id: str) -> status_pb2.Status:
     """The status that a caller gets for `error`; `request_id` is ours, for the operator."""
-    code = _code_of_reason(error.reason)
-    if code is None:
-        error, code = Internal(), grpc.StatusCode.INTERNAL
+    rule = _RULES.get(error.reason)
+    if rule is None:
+        error = Internal()
+        rule = _RULES[error.reason]
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=dict(error.metadata))
-    details: list[Message] = [info, *_more_details(error, request_id)]
-    return status_pb2.Status(code=code.value[0], message=error.message, details=[_packed(detail) for detail in details])
+    details: list[Message] = [info, *(_detail(name, error, request_id) for name in rule.details)]
+    return status_pb2.Status(code=rule.code, message=error.message, details=[_packed(detail) for detail in details])
 
 
 def code_of(status: status_pb2.Status) -> grpc.StatusCode:
@@ -40,29 +51,28 @@ def details_metadata(status: status_pb2.Status) -> tuple[tuple[str, bytes], ...]
     return (("grpc-status-details-bin", status.SerializeToString()),)
 
 
-def _code_of_reason(reason: str) -> grpc.StatusCode | None:
-    """The code that the contract gives a reason, or None for a reason that the contract does not have."""
-    value = errors_pb2.ErrorReason.DESCRIPTOR.values_by_name.get(_PREFIX + reason)
-    if value is None or value.number == 0:
-        return None
-    return _CODES[value.GetOptions().Extensions[errors_pb2.error_rule].code]
-
-
-def _more_details(error: CustodyError, request_id: str) -> list[Message]:
-    match error:
-        case InvalidField():
-            return [_bad_request(error)]
-        case Unavailable() | Exhausted():
-            delay = duration_pb2.Duration()
-            delay.FromMilliseconds(int(error.retry_after_seconds * 1000))
-            return [error_details_pb2.RetryInfo(retry_delay=delay)]
-        case Internal():
-            return [error_details_pb2.RequestInfo(request_id=request_id)]
+def _detail(name: str, error: CustodyError, request_id: str) -> Message:
+    detail: Message
+    match name:
+        case "BadRequest":
+            detail = _bad_request(error)
+        case "RetryInfo":
+            detail = _retry_info(error)
+        case "RequestInfo":
+            detail = error_details_pb2.RequestInfo(request_id=request_id)
         case _:
-            return []
+            raise ValueError(f"the contract asks for a detail that is not known here: {name}")
+    return detail
 
 
-def _bad_request(error: InvalidField) -> error_details_pb2.BadRequest:
+def _retry_info(error: CustodyError) -> error_details_pb2.RetryInfo:
+    seconds = error.retry_after_seconds if isinstance(error, Unavailable | Exhausted) else _RETRY_SECONDS
+    delay = duration_pb2.Duration()
+    delay.FromMilliseconds(int(seconds * 1000))
+    return error_details_pb2.RetryInfo(retry_delay=delay)
+
+
+def _bad_request(error: CustodyError) -> error_details_pb2.BadRequest:
     return error_details_pb2.BadRequest(
         field_violations=[
             error_details_pb2.BadRequest.FieldViolation(
@@ -70,7 +80,7 @@ def _bad_request(error: InvalidField) -> error_details_pb2.BadRequest:
                 description=violation.description,
                 reason=violation.rule.upper().replace(".", "_"),
             )
-            for violation in error.violations
+            for violation in (error.violations if isinstance(error, InvalidField) else ())
         ]
     )
 

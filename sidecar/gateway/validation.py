@@ -3,31 +3,61 @@
 A violation names the field and the rule; the value is never repeated.
 """
 
+from collections.abc import Callable
+from typing import Final
+
 import protovalidate
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from sidecar.errors import FieldViolation, InvalidField
+from sidecar.errors import CustodyError, FieldViolation, InvalidField
 
 __all__ = ["RequestValidator"]
 
 
+# A field path for what is wrong with the request as a whole: rules between fields, bytes that are no message.
+_WHOLE: Final = "(request)"
+# An answer has to fit the 8 KiB of metadata that gRPC clients accept: whoever breaks more rules than this hears of the first.
+_MOST_VIOLATIONS: Final = 16
+
+
 class RequestValidator:
-    def __init__(self) -> None:
+    """`message_bytes` is the largest request that is read."""
+
+    def __init__(self, *, message_bytes: int) -> None:
+        self._message_bytes = message_bytes
         self._validator = protovalidate.Validator()
 
+    def parse(self, data: bytes, parser: Callable[[bytes], Message]) -> Message:
+        """The message in `data`. Raises MESSAGE_TOO_LARGE, and InvalidField for bytes that are no such message.
+
+        Not left to gRPC, whose answers to both have neither reason nor details.
+        """
+        if len(data) > self._message_bytes:
+            raise CustodyError(
+                "MESSAGE_TOO_LARGE",
+                "the message is larger than this method takes; send less",
+                metadata={"limitBytes": str(self._message_bytes)},
+            )
+        try:
+            return parser(data)
+        except DecodeError as error:  # a string that is not UTF-8 among them
+            raise InvalidField(
+                FieldViolation(field=_WHOLE, rule="encoding", description="must be a valid message of this method")
+            ) from error
+
     def check(self, request: Message) -> None:
-        """Raises InvalidField with every violation, unknown fields among them."""
+        """Raises InvalidField with the violations, unknown fields among them."""
         violations = [_violation(found) for found in self._validator.collect_violations(request)]
         violations += _unknown_fields(request, "")
         if violations:
-            raise InvalidField(*violations)
+            raise InvalidField(*violations[:_MOST_VIOLATIONS])
 
 
 def _violation(found: protovalidate.Violation) -> FieldViolation:
     path = ".".join(_element(element) for element in found.proto.field.elements) if found.proto.field else ""
     return FieldViolation(
-        field=path, rule=found.proto.rule_id, description=found.proto.message or "breaks the field's rule"
+        field=path or _WHOLE, rule=found.proto.rule_id, description=found.proto.message or "breaks the field's rule"
     )
 
 
@@ -43,11 +73,15 @@ def _unknown_fields(message: Message, path: str) -> list[FieldViolation]:
     found = []
     if len(UnknownFieldSet(message)):
         found.append(
-            FieldViolation(field=path or "(request)", rule="unknown_field", description="has a field that is not known")
+            FieldViolation(field=path or _WHOLE, rule="unknown_field", description="has a field that is not known")
         )
     for field, value in message.ListFields():
         if field.message_type is None:
             continue
-        for item in value if field.is_repeated else (value,):
-            found += _unknown_fields(item, f"{path}.{field.name}" if path else field.name)
+        here = f"{path}.{field.name}" if path else field.name
+        if field.is_repeated:
+            for index, item in enumerate(value):
+                found += _unknown_fields(item, f"{here}[{index}]")
+        else:
+            found += _unknown_fields(value, here)
     return found

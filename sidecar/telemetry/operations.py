@@ -16,6 +16,7 @@ __all__ = ["OperationsServer"]
 _HEAD_BYTES = 8 * 1024
 _HEAD_SECONDS = 5.0
 _CONNECTIONS = 64
+_OPEN_METRICS = "application/openmetrics-text"
 
 
 class OperationsServer:
@@ -77,8 +78,9 @@ class OperationsServer:
         return HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", b"not yet\n"
 
     def _metrics(self, headers: list[str]) -> tuple[HTTPStatus, str, bytes]:
-        accepted = [line.partition(":")[2].strip() for line in headers if line.lower().startswith("accept:")]
-        encode, media_type = choose_encoder(",".join(accepted))
+        """Of the Accept header only one word is looked at: what is chosen, and sent back, is never text of the request."""
+        wanted = any(line.lower().startswith("accept:") and _OPEN_METRICS in line.lower() for line in headers)
+        encode, media_type = choose_encoder(_OPEN_METRICS if wanted else "")
         return HTTPStatus.OK, media_type, encode(self._registry)
 
 

@@ -15,7 +15,7 @@ from sidecar.audit.entry import AuditEntry
 from sidecar.audit.export import export_lines
 from sidecar.domain.audit import AuditDraft, AuditEvent, AuditOutcome
 from sidecar.domain.ids import resource_name
-from sidecar.errors import FieldViolation, InvalidField, NotFound
+from sidecar.errors import FieldViolation, InvalidField, Unavailable
 from sidecar.gateway.boundary import current_caller
 from sidecar.gateway.servicers.paging import after_of, page_size
 from sidecar.ports import Store, StoredLeaf
@@ -34,7 +34,7 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         self._store = store
 
     async def ListEntries(self, request: pb.ListEntriesRequest, context: Context) -> pb.ListEntriesResponse:
-        limit = min(page_size(request.page_size), _BATCH)
+        limit = page_size(request.page_size, largest=_BATCH)
         size = (await self._store.log_position()).size
         start = _index_of(request.page_token)
         if start is None:
@@ -59,7 +59,7 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         position = await self._store.log_position()
         notes = await self._store.checkpoints(start_size=position.covered_size, limit=1)
         if not notes or position.checkpoint_time is None:
-            raise NotFound("AUDIT_UNAVAILABLE", "the log has no signed checkpoint yet")
+            raise Unavailable("AUDIT_UNAVAILABLE", "the log has no signed checkpoint yet; try again")
         size, note = notes[0]
         created = Timestamp()
         created.FromDatetime(position.checkpoint_time)

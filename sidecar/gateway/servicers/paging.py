@@ -12,12 +12,12 @@ __all__ = ["after_of", "page_of", "page_size"]
 T = TypeVar("T")
 
 DEFAULT_PAGE_SIZE = 50
-LARGEST_PAGE_SIZE = 1000
+LARGEST_PAGE_SIZE = 200
 
 
-def page_size(asked: int) -> int:
+def page_size(asked: int, *, largest: int = LARGEST_PAGE_SIZE) -> int:
     """0 means the default; more than the largest page is clamped (AIP-158)."""
-    return min(asked or DEFAULT_PAGE_SIZE, LARGEST_PAGE_SIZE)
+    return min(asked or DEFAULT_PAGE_SIZE, largest)
 
 
 def after_of(token: str, collection: str) -> str:
