@@ -39,7 +39,7 @@ def main() -> ChildExit:
     log("info", "egress starts", missing_hardening=",".join(posture.missing()))
     try:
         settings = _read_settings(arguments.settings_fd)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         log("error", "the settings cannot be read")
         return ChildExit.SETTINGS_REFUSED
     # TLS is driven by our own code (connection.py), so uvloop keeps no plaintext back either.

@@ -9,6 +9,7 @@ bare line ends, control characters, codings nobody asked for, bytes behind the a
 """
 
 import re
+from functools import cache
 from typing import Final, Protocol
 
 import h11
@@ -77,7 +78,7 @@ class AnswerReader:
         self._until_close = False
         self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
         # h11 must know the method, but not one of our bytes: it is told of a request that is never sent.
-        self._h11.send(h11.Request(method=method, target="/", headers=[("host", "placeholder")]))
+        self._h11.send(_never_sent(method))
         self._h11.send(h11.EndOfMessage())
 
     @property
@@ -217,6 +218,11 @@ class AnswerReader:
             return self._h11.next_event()
         except (h11.ProtocolError, RuntimeError, ValueError):
             raise BadAnswer(codes.ANSWER_MALFORMED) from None
+
+
+@cache
+def _never_sent(method: str) -> h11.Request:
+    return h11.Request(method=method, target="/", headers=[("host", "placeholder")])
 
 
 def _refuse_hopeless_start(head: bytearray) -> None:

@@ -145,7 +145,7 @@ class HsmLink:
             with SecretBuffer(_MAX_ANSWER_BYTES) as buffer:
                 while await self._read_frame(peer, buffer.view):
                     pass
-        except (OSError, BadFrame, msgspec.MsgspecError):
+        except (OSError, BadFrame, msgspec.MsgspecError, UnicodeDecodeError):
             pass  # whatever it was, the link is of no use, and the supervisor watches hsm itself
         if peer is self._peer:
             self._reading = None

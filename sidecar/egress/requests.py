@@ -21,7 +21,7 @@ from sidecar.ipc.messages import OpenSecretMessage
 from sidecar.sealing import MAX_PLAINTEXT_BYTES, SealedSecretRefused, open_into, parse
 from sidecar.secretbuffer import SecretBuffer, scrub, wipe
 
-__all__ = ["Bench", "CheckedRequest", "check_request", "split_origin"]
+__all__ = ["Bench", "CheckedRequest", "check_request", "plaintext_bytes", "split_origin"]
 
 _MAX_BODY_BYTES: Final = 1024 * 1024
 _MAX_TARGET_BYTES: Final = 8 * 1024
@@ -74,7 +74,7 @@ class CheckedRequest:
     form: tuple[bytes | SecretSlot, ...]  # the body, where it has slots
     body: bytes  # the body, where it has none
     secrets: dict[SecretKind, OpenSecretMessage]
-    encodings: frozenset[tuple[SecretKind, SlotEncoding]]
+    forms: frozenset[tuple[SecretKind, SlotEncoding]]  # in which an answer could repeat a secret
 
 
 def check_request(
@@ -96,7 +96,9 @@ def check_request(
         form=request.body if has_slots else (),
         body=b"" if has_slots else b"".join(part for part in request.body if isinstance(part, bytes)),
         secrets={secret.secret.kind: secret for secret in secrets},
-        encodings=frozenset((slot.kind, slot.encoding) for slot in request.slots),
+        forms=frozenset(
+            (slot.kind, encoding) for slot in request.slots for encoding in (SlotEncoding.RAW, slot.encoding)
+        ),
     )
 
 
@@ -197,17 +199,17 @@ class Bench:
         self, secret: OpenSecretMessage, key: memoryview, encoding: SlotEncoding = SlotEncoding.RAW
     ) -> Iterator[memoryview]:
         """One secret as it stands in a request; inside the block only. Raises Corrupt where it does not open."""
-        used = 0
+        plain, encoded = self._opened[: plaintext_bytes(secret)], self._form[:0]
         try:
-            length = self._open(secret, key)
-            view = self._opened[:length]
-            if encoding is SlotEncoding.FORM:
-                used = _write_form_encoded(view, self._form)
-                view = self._form[:used]
-            yield view
+            _open(secret, key, plain)
+            if encoding is SlotEncoding.RAW:
+                yield plain
+            else:
+                encoded = self._form[: 3 * len(plain)]
+                yield encoded[: _write_form_encoded(plain, encoded)]
         finally:
-            wipe(self._opened)
-            wipe(self._form[:used])
+            wipe(plain)
+            wipe(encoded)
             scrub()
 
     def check_opens(self, request: CheckedRequest, key: memoryview | None) -> None:
@@ -246,7 +248,7 @@ class Bench:
         if slot.encoding is SlotEncoding.FORM:
             length = self._open(secret, key)
             return _write_form_encoded(self._opened[:length], room)
-        length = _plaintext_bytes(secret)
+        length = plaintext_bytes(secret)
         _require(length <= len(room), "size")
         _open(secret, key, room[:length])
         # A secret that would end the line, or that the far side would trim, must not go out.
@@ -255,7 +257,7 @@ class Bench:
         return length
 
     def _open(self, secret: OpenSecretMessage, key: memoryview) -> int:
-        return _open(secret, key, self._opened[: _plaintext_bytes(secret)])
+        return _open(secret, key, self._opened[: plaintext_bytes(secret)])
 
     def _wipe_used(self, request: CheckedRequest, head_used: int, form_used: int) -> None:
         if not request.secrets:
@@ -289,7 +291,8 @@ def _write_form_encoded(plain: memoryview, room: memoryview) -> int:
     return used
 
 
-def _plaintext_bytes(secret: OpenSecretMessage) -> int:
+def plaintext_bytes(secret: OpenSecretMessage) -> int:
+    """The length of the secret, which the sealed form does not hide. Raises Corrupt for what is no sealed secret."""
     try:
         return parse(secret.secret.sealed).plaintext_bytes
     except SealedSecretRefused:

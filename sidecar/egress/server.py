@@ -81,7 +81,7 @@ class GatewayServer(asyncio.Protocol):
         try:
             while not self.ended.done() and (frame := self._next_frame()) is not None:
                 self._accept(frame)
-        except (BadFrame, msgspec.MsgspecError):
+        except (BadFrame, msgspec.MsgspecError, UnicodeDecodeError):  # the last for a text that is not UTF-8
             log("error", "the gateway sent a frame that is not of our protocol")
             self._end(by_gateway=False)
 

@@ -28,7 +28,7 @@ from sidecar.egress.importing import ImportKeyPair
 from sidecar.egress.log import log
 from sidecar.egress.origins import Origins
 from sidecar.egress.pkce import pkce_verifier
-from sidecar.egress.requests import Bench, CheckedRequest, check_request
+from sidecar.egress.requests import Bench, CheckedRequest, check_request, plaintext_bytes
 from sidecar.egress.tokenanswers import MAX_TOKEN_ANSWER_BYTES, Sealer, SecretSink, token_outcome
 from sidecar.errors import Internal, Unavailable
 from sidecar.ipc.messages import EgressStatus, NewSecretsMade, OpenSecretMessage, TokensImported
@@ -295,9 +295,14 @@ class Egress:
         return reader.answer(bytes(sink.body))
 
     def _echoes(self, request: CheckedRequest, lease: Lease, *texts: bytes | bytearray) -> bool:
-        for kind, encoding in sorted(request.encodings):
-            with self._bench.opened(request.secrets[kind], lease.key, encoding) as secret:
-                if len(secret) >= _MIN_ECHO_BYTES and any(text.find(secret) >= 0 for text in texts):
+        longest = max(map(len, texts))
+        for kind, encoding in request.forms:
+            sealed = request.secrets[kind]
+            # A form-encoded secret is never shorter than the secret itself.
+            if not _MIN_ECHO_BYTES <= plaintext_bytes(sealed) <= longest:
+                continue
+            with self._bench.opened(sealed, lease.key, encoding) as secret:
+                if any(text.find(secret) >= 0 for text in texts):
                     return True
         return False
 

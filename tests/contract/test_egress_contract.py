@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote_plus
 
 import pytest
 from cryptography.hazmat.primitives import hpke
@@ -486,6 +486,20 @@ def test_an_answer_that_repeats_the_token_is_not_passed_on(run: Run) -> None:
         assert await outcome() == Unknown(code="ANSWER_ECHOES_SECRET")
         lab.bank.answers(400, {}, x_debug="got " + ACCESS.decode())
         assert await outcome() == Unknown(code="ANSWER_ECHOES_SECRET")
+
+    run(test)
+
+
+def test_an_answer_that_repeats_a_form_is_not_passed_on(run: Run) -> None:
+    """A secret that was sent encoded is found both as it is and as it was sent."""
+
+    async def test(lab: Lab) -> None:
+        for repeated in (REFRESH, quote_plus(REFRESH).encode()):
+            lab.bank.answers(400, b"cannot revoke " + repeated)
+            outcome = await lab.egress.call_once(
+                lab.token_request(), wrapped_data_key=lab.wrapped, secrets=[lab.refresh()], deadline_seconds=SECONDS
+            )
+            assert outcome == Unknown(code="ANSWER_ECHOES_SECRET")
 
     run(test)
 

@@ -372,7 +372,8 @@ def _passed_on(outcome: SendOutcome, opened: tuple[bytes, ...]) -> SendOutcome:
     texts = outcome.body + "\n".join(value for _, value in outcome.headers).encode("latin-1")
     if b'"access_token"' in outcome.body or b'"refresh_token"' in outcome.body:
         return Unknown(code="ANSWER_HOLDS_TOKENS")
-    if any(len(secret) >= 8 and secret in texts for secret in opened):
+    forms = {form for secret in opened for form in (secret, quote_plus(secret, safe="*").encode("ascii"))}
+    if any(len(form) >= 8 and form in texts for form in forms):
         return Unknown(code="ANSWER_ECHOES_SECRET")
     return outcome
 
