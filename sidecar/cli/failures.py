@@ -53,6 +53,7 @@ _NO_ANSWER = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED"})
 _ADVICE = {
     "UNAUTHENTICATED": "give a certificate that the sidecar trusts: --tls-ca, --tls-certificate, --tls-key",
     "PERMISSION_DENIED": "administration has a socket of its own, and the policy file must give you the role administrator",
+    "UNIMPLEMENTED": "this socket does not serve administration; give the listener with surface: admin",
     "NOT_FOUND": "check the name; custodyctl has list commands for consents, payments and keys",
     "UNAVAILABLE": "try again in a moment; custodyctl status tells what is missing",
     "DEADLINE_EXCEEDED": "it may have been done all the same; look, then run the same command again, or give a longer --timeout",

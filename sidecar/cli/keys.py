@@ -46,11 +46,15 @@ def list_keys(session: Session) -> None:
 
 @click.command("show", cls=Command)
 @click.argument("wanted", metavar="KEY")
+@click.option("--pem", is_flag=True, help="Print the public key alone, as a PEM file.")
 @pass_session
-def show_key(session: Session, wanted: str) -> None:
+def show_key(session: Session, wanted: str, pem: bool) -> None:  # noqa: FBT001 (click passes options so)
     """Show one key: KEY is its name, its id, or its label if only one key has it."""
     with session.client() as client:
         found = _the_one(client.keys.list(), wanted)
+        if pem:
+            session.output.raw(_public_pem(found))
+            return
         uri = pkcs11_uri(found, client.keys.status().hsm_token)
     rows = [
         ("name", found.name),
@@ -79,6 +83,12 @@ def pkcs11_uri(key: "Key", token: "HsmToken | None") -> str | None:
     parts = {"token": quote(token.label, safe=""), "serial": quote(token.serial, safe="")}
     parts |= {"object": quote(key.label, safe=""), "id": key_id, "type": kind}
     return "pkcs11:" + ";".join(f"{name}={value}" for name, value in parts.items())
+
+
+def _public_pem(key: "Key") -> str:
+    if not key.public_key_pem:
+        raise Failure(f"{key.name} is a secret key and has no public half")
+    return key.public_key_pem.rstrip("\n") + "\n"
 
 
 def _the_one(keys: "tuple[Key, ...]", wanted: str) -> "Key":

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypeAlias
 
-__all__ = ["Cell", "Document", "Format", "Marked", "Output", "Table", "clean", "relative", "time_text"]
+__all__ = ["Cell", "Document", "Format", "Marked", "Mood", "Output", "Table", "clean", "relative", "time_text"]
 
 Format: TypeAlias = Literal["table", "json", "yaml"]
 Document: TypeAlias = Mapping[str, Any]  # plain values: what JSON can say
