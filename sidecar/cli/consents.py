@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from datetime import datetime
-from itertools import islice
+from heapq import nlargest
 from typing import TYPE_CHECKING
 
 import click
@@ -15,7 +15,7 @@ from sidecar.cli.session import Session, pass_session
 if TYPE_CHECKING:
     from custody.values import Consent
 
-__all__ = ["STATES", "consent", "full_name", "list_consents", "revoke_consent", "show_consent"]
+__all__ = ["PAGE_SIZE", "STATES", "consent", "full_name", "list_consents", "revoke_consent", "show_consent"]
 
 STATES = (
     "AWAITING_AUTHORISATION",
@@ -26,6 +26,7 @@ STATES = (
     "EXPIRED",
     "FAILED",
 )
+PAGE_SIZE = 200  # the sidecar lists in an order of its own, so all pages are gone through, and only the newest are kept
 _ENDED = frozenset({"REVOKED", "EXPIRED", "FAILED"})
 
 consent = CommandGroup(
@@ -52,11 +53,11 @@ def list_consents(session: Session, owner: str | None, provider: str | None, sta
     with session.client() as client:
         matching = (
             each
-            for each in client.consents.list(owner=owner)
+            for each in client.consents.list(owner=owner, page_size=PAGE_SIZE)
             if state in (None, each.state.value)
             and (provider is None or each.provider == full_name("providers", provider))
         )
-        found = list(islice(matching, limit + 1))
+        found = nlargest(limit + 1, matching, key=lambda each: each.create_time)
     more = len(found) > limit
     found = found[:limit]
     now = session.now()

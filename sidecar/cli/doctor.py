@@ -13,7 +13,7 @@ from sidecar.cli.documents import document
 from sidecar.cli.failures import ExitCode, Failure
 from sidecar.cli.findings import Finding
 from sidecar.cli.hsm import config_option, read_configuration
-from sidecar.cli.inspection import hsm_settings, inspect_hsm
+from sidecar.cli.inspection import hsm_settings
 from sidecar.cli.output import Cell, Marked, Mood, Table
 from sidecar.cli.plumbing import Command
 from sidecar.cli.session import Session, pass_session
@@ -110,7 +110,7 @@ def _inspected(session: Session, configuration: "Configuration", command: str) -
         settings = hsm_settings(configuration)
     except ConfigurationError as error:
         raise Failure("; ".join(error.mistakes)) from error
-    answer: Mapping[str, Any] = inspect_hsm(
+    answer: Mapping[str, Any] = session.inspect(
         [command, "--settings", "-"], settings=settings, timeout_seconds=session.options.timeout_seconds
     )
     return answer

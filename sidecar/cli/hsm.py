@@ -9,7 +9,7 @@ import click
 
 from sidecar.cli.documents import document
 from sidecar.cli.failures import ExitCode, Failure
-from sidecar.cli.inspection import hsm_settings, inspect_hsm
+from sidecar.cli.inspection import hsm_settings
 from sidecar.cli.output import Cell, Marked, Mood, Table
 from sidecar.cli.plumbing import Command, CommandGroup, Entry
 from sidecar.cli.session import Session, pass_session
@@ -53,7 +53,7 @@ config_option = click.option(
 def list_slots(session: Session, module: str | None, config_file: str | None) -> None:
     """List every slot and token of a PKCS#11 module. Needs no PIN."""
     path = module or read_configuration(config_file).hsm.module_path
-    slots = inspect_hsm(["slots", "--module", path], timeout_seconds=session.options.timeout_seconds)
+    slots = session.inspect(["slots", "--module", path], timeout_seconds=session.options.timeout_seconds)
     rows: list[tuple[Cell, ...]] = [
         (
             slot["token_label"] or "-",
@@ -78,7 +78,7 @@ def info(session: Session, config_file: str | None) -> None:
 
     Exit status 3 when the PIN is locked or one try before, or a mechanism is missing.
     """
-    seen = inspect_hsm(
+    seen = session.inspect(
         ["info", "--settings", "-"], settings=_settings(config_file), timeout_seconds=session.options.timeout_seconds
     )
     missing = seen["missing_mechanisms"]
@@ -112,7 +112,7 @@ def test(session: Session, config_file: str | None, bench: int | None) -> None:
     what the module enforces is tried on keys of the session, which are destroyed. Exit status 4 when anything is refused.
     """
     arguments = ["test", "--settings", "-", *(["--bench", str(bench)] if bench else [])]
-    seen = inspect_hsm(arguments, settings=_settings(config_file), timeout_seconds=session.options.timeout_seconds)
+    seen = session.inspect(arguments, settings=_settings(config_file), timeout_seconds=session.options.timeout_seconds)
     session.exit_code = ExitCode.OK if _has_passed(seen) else ExitCode.VERIFICATION_FAILED
     session.show(document("hsm-test", **_test_document(seen)), *_test_tables(seen))
 

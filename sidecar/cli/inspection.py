@@ -9,16 +9,22 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sidecar.cli.failures import ExitCode, Failure
 
 if TYPE_CHECKING:
     from sidecar.config import Configuration
 
-__all__ = ["hsm_settings", "inspect_hsm"]
+__all__ = ["Inspect", "hsm_settings", "inspect_hsm"]
 
 _DEFAULT_SECONDS = 30.0
+
+
+class Inspect(Protocol):
+    """Asks an HSM: a command of `sidecar.hsm.inspect` with its arguments, HsmSettings as JSON for it, and how long it may take."""
+
+    def __call__(self, arguments: Sequence[str], *, settings: bytes = b"", timeout_seconds: float | None) -> Any: ...  # noqa: ANN401 (JSON)
 
 
 def inspect_hsm(arguments: Sequence[str], *, settings: bytes = b"", timeout_seconds: float | None) -> Any:  # noqa: ANN401 (JSON)

@@ -1,12 +1,12 @@
 """custodyctl payment: looks only. Nothing here can move money."""
 
 from datetime import datetime
-from itertools import islice
+from heapq import nlargest
 from typing import TYPE_CHECKING
 
 import click
 
-from sidecar.cli.consents import full_name
+from sidecar.cli.consents import PAGE_SIZE, full_name
 from sidecar.cli.documents import document, payment_document
 from sidecar.cli.output import Cell, Marked, Table, time_text
 from sidecar.cli.plumbing import Command, CommandGroup, Entry
@@ -33,7 +33,7 @@ payment = CommandGroup(
     help="Payments that applications made, of every owner.",
     entries={
         "list": Entry("sidecar.cli.payments:list_payments", "List them, newest first."),
-        "show": Entry("sidecar.cli.payments:show_payment", "Show one; the provider is asked for news of it."),
+        "show": Entry("sidecar.cli.payments:show_payment", "Show one."),
     },
 )
 
@@ -49,8 +49,10 @@ payment = CommandGroup(
 def list_payments(session: Session, owner: str | None, consent: str | None, state: str | None, limit: int) -> None:
     """List payments, newest first. Shows no name and no account."""
     with session.client() as client:
-        asked = client.payments.list(owner=owner, consent=full_name("consents", consent) if consent else "")
-        found = list(islice((each for each in asked if state in (None, each.state.value)), limit + 1))
+        made_with = full_name("consents", consent) if consent else ""
+        listed = client.payments.list(owner=owner, consent=made_with, page_size=PAGE_SIZE)
+        matching = (each for each in listed if state in (None, each.state.value))
+        found = nlargest(limit + 1, matching, key=lambda each: each.create_time)
     more = len(found) > limit
     found = found[:limit]
     now = session.now()
@@ -69,7 +71,7 @@ def list_payments(session: Session, owner: str | None, consent: str | None, stat
 @click.argument("name", metavar="PAYMENT")
 @pass_session
 def show_payment(session: Session, name: str) -> None:
-    """Show one payment. Where its state is not final, the provider is asked for news."""
+    """Show one payment as it stands. Where it is not final, the sidecar asks the provider for news by itself."""
     with session.client() as client:
         found = client.payments.get(full_name("payments", name))
     now = session.now()

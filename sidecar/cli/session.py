@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sidecar.cli.failures import ExitCode, Failure, failure_of
+from sidecar.cli.inspection import Inspect, inspect_hsm
 from sidecar.cli.output import Document, Format, Output, Table
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Session:
 
     options: Options = field(default_factory=Options)
     connect: "Callable[[Options], Client]" = field(default_factory=lambda: _connect)
+    inspect: Inspect = inspect_hsm
     now: Callable[[], datetime] = field(default_factory=lambda: lambda: datetime.now(UTC))
     sleep: Callable[[float], None] = time.sleep
     can_ask: Callable[[], bool] = field(default_factory=lambda: _is_terminal)
