@@ -102,11 +102,13 @@ class ConsentDetails:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaymentReading:
-    """`authorisation_uri` is set where the owner must approve the payment at the provider."""
+    """`authorisation_uri` is set where the owner must approve the payment at the provider. `undecided` says that the provider has
+    the payment and has not begun to work on it: a payment that awaited the owner's approval still does."""
 
     state: PaymentState
     provider_status: str
     authorisation_uri: str = ""
+    undecided: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 from typing import TypeVar
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import SplitResult, quote, urlencode, urlsplit
 
 from sidecar.connectors.base import (
     ConsentDetails,
@@ -32,16 +32,21 @@ from sidecar.connectors.strict_json import JsonObject, object_at, objects_at, re
 from sidecar.domain.account import Account, Balance, BookingStatus, PsuContext, Transaction, TransactionPage
 from sidecar.domain.consent import AccountReference, Consent, Purpose
 from sidecar.domain.money import Money, parse_amount
-from sidecar.domain.payment import Payment, PaymentInstruction, PaymentState
+from sidecar.domain.payment import Payment, PaymentInstruction, PaymentProduct, PaymentState
 from sidecar.domain.provider import Answer, Header, KeyPurpose, ProviderRequest, SecretSlot, SlotEncoding
 from sidecar.domain.secrets import SecretKind
+from sidecar.errors import PreconditionFailed
 
 __all__ = ["BerlinGroupConnector"]
 
 T = TypeVar("T")
 
 _ACCESS_TOKEN = SecretSlot(kind=SecretKind.ACCESS_TOKEN, encoding=SlotEncoding.RAW)
-_IDENTIFIER = re.compile(r"[A-Za-z0-9._~-]{1,128}\Z")
+# Identifiers of a bank go into paths of ours: never empty, never a dot segment.
+_IDENTIFIER = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._~=-]{1,128}\Z")
+_ACCOUNT_IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~=-]{0,127}\Z")  # as the contract's Account.name
+_QUERY = re.compile(r"[!$%&'()*+,./0-9:;=?@A-Z_a-z~-]{1,1024}\Z")  # RFC 3986 section 3.4, bounded
+_HREF = re.compile(r"[!#-;=?-Z_a-z~\[\]]{1,2048}\Z")  # printable ASCII without what no URI may hold
 _ACCOUNT_PURPOSES = (Purpose.ACCOUNTS, Purpose.BALANCES, Purpose.TRANSACTIONS)
 
 # ISO 20022 ExternalPaymentTransactionStatus1Code as Berlin Group 1.3.11 lists it. What is not here is "in progress": never
@@ -53,6 +58,7 @@ _PAYMENT_STATES = {
     "CANC": PaymentState.CANCELLED,
 }
 _AWAITING_OWNER = frozenset({"RCVD", "PATC", "PDNG"})
+_UNDECIDED = frozenset({"RCVD", "PATC"})
 _STATUS = re.compile(r"[A-Z]{4}\Z")
 _TOKEN_EXPIRED = frozenset({"TOKEN_EXPIRED"})
 _CONSENT_ENDED = frozenset({"TOKEN_INVALID", "TOKEN_UNKNOWN", "CONSENT_INVALID", "CONSENT_EXPIRED", "CONSENT_UNKNOWN"})
@@ -84,7 +90,7 @@ class BerlinGroupConnector:
             "frequencyPerDay": self._descriptor.accounts.frequency_per_day,
             "combinedServiceIndicator": Purpose.PAYMENTS in consent.purposes,
         }
-        headers = (*self._psu_headers(psu, required=True), Header(name="TPP-Redirect-URI", value=consent.redirect_uri))
+        headers = (*self._psu_headers(psu, required=True), *_redirect_headers(consent))
         return self._request("POST", "/consents", headers=headers, body=_json(body), call_id=call_id)
 
     def read_registration(self, answer: Answer, *, call_id: str) -> Reading[str] | Problem:
@@ -159,23 +165,25 @@ class BerlinGroupConnector:
         self, consent: Consent, instruction: PaymentInstruction, *, bank_key: str, psu: PsuContext | None, call_id: str
     ) -> UnsignedRequest:
         """POST /payments/{payment-product} (5.3.1)."""
-        headers = [*self._psu_headers(psu, required=True), Header(name="TPP-Redirect-URI", value=consent.redirect_uri)]
+        headers = [*self._psu_headers(psu, required=True), *_redirect_headers(consent)]
         if consent.provider_consent_id:
             headers.append(Header(name="Consent-ID", value=consent.provider_consent_id))
         idempotency = self._descriptor.payments.idempotency
         if idempotency.header:
             headers.append(Header(name=idempotency.header, value=bank_key))
-        path = f"/payments/{self._descriptor.payments.products[instruction.product]}"
+        path = self._payment_path(instruction.product)
         body = _json(_payment_body(instruction))
         return self._request("POST", path, headers=tuple(headers), body=body, call_id=call_id, token=True)
 
     def read_initiation(self, answer: Answer, *, call_id: str) -> InitiationReading:
         if answer.status == 201:
             return self._read_created(answer, call_id)
-        code = _error_code(answer)
-        refusals = self._descriptor.payments.refusals
-        if _echoes(answer, call_id) and any(answer.status == row.status and code in row.codes for row in refusals):
-            return InitiationRefused(code=code)
+        codes = _error_codes(answer)
+        listed = {
+            code for row in self._descriptor.payments.refusals if row.status == answer.status for code in row.codes
+        }
+        if codes and listed.issuperset(codes) and _echoes(answer, call_id) and not _speaks_of_payment(answer):
+            return InitiationRefused(code=codes[0])
         return InitiationUnknown(code=f"HTTP_{answer.status}")
 
     def _read_created(self, answer: Answer, call_id: str) -> InitiationReading:
@@ -190,9 +198,14 @@ class BerlinGroupConnector:
 
     def payment_status(self, payment: Payment, *, call_id: str) -> UnsignedRequest:
         """GET /payments/{payment-product}/{paymentId}/status (5.4)."""
-        product = self._descriptor.payments.products[payment.instruction.product]
-        path = f"/payments/{product}/{_segment(payment.provider_payment_id)}/status"
+        path = f"{self._payment_path(payment.instruction.product)}/{_segment(payment.provider_payment_id)}/status"
         return self._request("GET", path, call_id=call_id, token=True)
+
+    def _payment_path(self, product: PaymentProduct) -> str:
+        segment = self._descriptor.payments.products.get(product)
+        if segment is None:
+            raise PreconditionFailed("PROVIDER_REFUSED", "the provider does not offer this payment product any more")
+        return f"/payments/{segment}"
 
     def read_payment_status(self, answer: Answer, *, call_id: str) -> Reading[PaymentReading] | Problem:
         document = _expected(answer, 200, call_id)
@@ -208,17 +221,18 @@ class BerlinGroupConnector:
         link = self._owner_link(document)
         if link and status in _AWAITING_OWNER:
             return PaymentReading(
-                state=PaymentState.AWAITING_AUTHORISATION, provider_status=status, authorisation_uri=link
+                state=PaymentState.AWAITING_AUTHORISATION,
+                provider_status=status,
+                authorisation_uri=link,
+                undecided=status in _UNDECIDED,
             )
-        return PaymentReading(state=_PAYMENT_STATES.get(status, PaymentState.ACCEPTED), provider_status=status)
+        state = _PAYMENT_STATES.get(status, PaymentState.ACCEPTED)
+        return PaymentReading(state=state, provider_status=status, undecided=status in _UNDECIDED)
 
     def _owner_link(self, document: JsonObject) -> str:
         """The scaRedirect link, if it leads where the descriptor says the owner may be sent; else ""."""
         href = text_at(object_at(object_at(document, "_links"), "scaRedirect"), "href", max_length=2048)
-        parts = urlsplit(href) if href.isascii() else urlsplit("")
-        if parts.scheme != "https" or not parts.hostname or parts.username is not None or _bad_port(href):
-            return ""
-        return href if origin_of(href) in self._descriptor.owner_origins else ""
+        return href if _safe_origin(href) in self._descriptor.owner_origins else ""
 
     # -- account reads
 
@@ -257,22 +271,27 @@ class BerlinGroupConnector:
         if isinstance(document, Problem):
             return document
         report = object_at(document, "transactions")
-        booked = _all(objects_at(report, "booked") or (), lambda item: _transaction(item, pending=False))
-        pending = _all(objects_at(report, "pending") or (), lambda item: _transaction(item, pending=True))
-        if booked is None or pending is None:
+        booked = _all(_list_at(report, "booked"), lambda item: _transaction(item, pending=False))
+        pending = _all(_list_at(report, "pending"), lambda item: _transaction(item, pending=True))
+        next_query = self._next_query(report, account)
+        if not report or booked is None or pending is None or next_query is None:
             return _invalid()
-        return Reading(
-            value=TransactionPage(transactions=booked + pending, next_query=self._next_query(report, account))
-        )
+        return Reading(value=TransactionPage(transactions=booked + pending, next_query=next_query))
 
-    def _next_query(self, report: JsonObject, account: str) -> str:
-        """The query of the next page's link, if the link is one to this very resource; else ""."""
-        href = text_at(object_at(object_at(report, "_links"), "next"), "href", max_length=2048)
-        parts = urlsplit(href) if href.isascii() else urlsplit("")
-        if parts.netloc and (_bad_port(href) or origin_of(href) != origin_of(self._descriptor.api)):
+    def _next_query(self, report: JsonObject, account: str) -> str | None:
+        """The query of the next page's link: "" where there is none, None where there is one that leads away from this very
+        resource. To take that for the end would be half an answer."""
+        links = object_at(report, "_links")
+        if "next" not in links:
             return ""
+        href = text_at(object_at(links, "next"), "href", max_length=2048)
+        parts = _parts(href)
+        if parts is None or not _QUERY.match(parts.query):
+            return None
+        if (parts.scheme or parts.netloc) and _safe_origin(href) != origin_of(self._descriptor.api):
+            return None
         own_path = f"/accounts/{_segment(account)}/transactions"
-        return parts.query if parts.path in (self._path + own_path, own_path) else ""
+        return parts.query if parts.path in (self._path + own_path, own_path) else None
 
     def _read(self, path: str, consent: Consent, psu: PsuContext | None, call_id: str) -> UnsignedRequest:
         headers = (
@@ -342,10 +361,12 @@ class BerlinGroupConnector:
 
 
 def _expected(answer: Answer, status: int, call_id: str) -> JsonObject | Problem:
-    """The JSON object of an answer with the expected status, or the problem it shows."""
+    """The JSON object of an answer with the expected status, or the problem it shows. An answer to another request shows none."""
+    if not _echoes(answer, call_id):
+        return _invalid()
     if answer.status != status:
         return _problem(answer)
-    if not _echoes(answer, call_id) or not _is_json(answer):
+    if not _is_json(answer):
         return _invalid()
     return read_object(answer.body) or _invalid()
 
@@ -377,14 +398,33 @@ def _problem(answer: Answer) -> Problem:
 
 
 def _error_code(answer: Answer) -> str:
-    """The first error code of either form of Berlin Group error (tppMessages, or RFC 7807 with `code`), or ""."""
+    """The first error code, or ""."""
+    return next(iter(_error_codes(answer)), "")
+
+
+def _error_codes(answer: Answer) -> tuple[str, ...]:
+    """All error codes of either form of Berlin Group error (tppMessages, or RFC 7807 with `code` and `additionalErrors`); none
+    where one of them has no form of a code, because then not all that went wrong is known."""
     document = read_object(answer.body) if _is_json(answer) else None
     if document is None:
-        return ""
-    messages = objects_at(document, "tppMessages") or ()
+        return ()
+    messages = (*_some(document, "tppMessages"), *_some(document, "additionalErrors"))
     codes = [text_at(message, "code") for message in messages if text_at(message, "category") != "WARNING"]
-    code = next(iter(codes), "") or text_at(document, "code")
-    return code if _CODE.match(code) else ""
+    if "code" in document:
+        codes.insert(0, text_at(document, "code"))
+    return tuple(codes) if all(_CODE.match(code) for code in codes) else ()
+
+
+def _some(document: JsonObject, name: str) -> tuple[JsonObject, ...]:
+    """The objects of the array `name`, () where there is no such member; a member of another form counts as one without a code."""
+    items = _list_at(document, name)
+    return ({},) if items is None else items
+
+
+def _speaks_of_payment(answer: Answer) -> bool:
+    """Whether an error answer names a payment resource or a status other than rejected: then one may have been made."""
+    document = read_object(answer.body) or {}
+    return "paymentId" in document or document.get("transactionStatus", "RJCT") != "RJCT"
 
 
 def _invalid() -> Problem:
@@ -397,20 +437,26 @@ def _read_all(
     document = _expected(answer, 200, call_id)
     if isinstance(document, Problem):
         return document
-    items = objects_at(document, name)
-    values = _all(items, read) if items is not None else None
+    values = _all(objects_at(document, name), read)
     return _invalid() if values is None else Reading(value=values)
 
 
-def _all(items: tuple[JsonObject, ...], read: Callable[[JsonObject], T | None]) -> tuple[T, ...] | None:
+def _list_at(document: JsonObject, name: str) -> tuple[JsonObject, ...] | None:
+    """The objects of the array `name`; () where it is missing, None where it is something else."""
+    return objects_at(document, name) if name in document else ()
+
+
+def _all(items: tuple[JsonObject, ...] | None, read: Callable[[JsonObject], T | None]) -> tuple[T, ...] | None:
     """All items read, or None if any of them cannot be: half an answer about money is no answer."""
+    if items is None:
+        return None
     values = tuple(value for value in map(read, items) if value is not None)
     return values if len(values) == len(items) else None
 
 
 def _account(item: JsonObject) -> Account | None:
     resource_id, currency = text_at(item, "resourceId"), text_at(item, "currency", max_length=3)
-    if not _IDENTIFIER.match(resource_id) or not currency:
+    if not _ACCOUNT_IDENTIFIER.match(resource_id) or not currency:
         return None
     return Account(
         resource_id=resource_id,
@@ -476,14 +522,29 @@ def _time(text: str) -> datetime | None:
     return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
-def _bad_port(uri: str) -> bool:
+def _parts(href: str) -> SplitResult | None:
+    """The parts of a link, None where it is none: urlsplit raises for some texts and repairs others, and neither is wanted."""
     try:
-        return urlsplit(uri).port == 0
+        parts = urlsplit(href) if _HREF.match(href) else None
+        return None if parts is None or parts.port == 0 else parts
     except ValueError:
-        return True
+        return None
+
+
+def _safe_origin(href: str) -> str:
+    """The origin of an absolute https link without userinfo, or ""."""
+    parts = _parts(href)
+    if parts is None or parts.scheme != "https" or not parts.hostname or "@" in parts.netloc:
+        return ""
+    return origin_of(href)
 
 
 # --- bodies -------------------------------------------------------------------------------------------------------------
+
+
+def _redirect_headers(consent: Consent) -> tuple[Header, ...]:
+    """An imported consent has no redirect URI of ours, and a header without a value says nothing."""
+    return (Header(name="TPP-Redirect-URI", value=consent.redirect_uri),) if consent.redirect_uri else ()
 
 
 def _access(consent: Consent) -> dict[str, object]:

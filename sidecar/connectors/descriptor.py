@@ -4,8 +4,9 @@ A descriptor is a YAML file in `catalog/` (or in the operator's own folder); `${
 that the configuration gives for the provider. Unknown fields are refused.
 """
 
+import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -16,11 +17,28 @@ from sidecar.domain.payment import IdempotencyClass, PaymentProduct
 
 __all__ = ["Descriptor", "DescriptorError", "origin_of", "parse_descriptor", "substitute"]
 
+_HOST = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*"
+# No userinfo, no query, no fragment, no capitals, no trailing dot, no `.` and `..` segments.
 HttpsUri = Annotated[
-    str, msgspec.Meta(pattern=r"^https://[a-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?$", max_length=512)
+    str,
+    msgspec.Meta(
+        pattern=rf"^https://{_HOST}(:[1-9][0-9]{{0,4}})?(/(?!\.{{1,2}}(/|\Z))[A-Za-z0-9._~-]*)*\Z", max_length=512
+    ),
 ]
-Token = Annotated[str, msgspec.Meta(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$", max_length=64)]
+# https, or an application on the person's own device (RFC 8252 section 7.3); no userinfo and no fragment (RFC 6749 3.1.2).
+RedirectUri = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=rf"^(https://{_HOST}|http://(127\.0\.0\.1|\[::1\]|localhost))(:[1-9][0-9]{{0,4}})?(/[!$-?A-Z_a-z~]*)?\Z",
+        max_length=512,
+    ),
+]
+Token = Annotated[str, msgspec.Meta(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z", max_length=64)]
+Printable = Annotated[str, msgspec.Meta(pattern=r"^[!-~]([ -~]*[!-~])?\Z", max_length=256)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=31_536_000)]
+
+
+_VARIABLE = re.compile(r"\$\{([^}]*)\}")
 
 
 class DescriptorError(Exception):
@@ -33,14 +51,14 @@ class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 class Standard(_Part, frozen=True, kw_only=True):
     family: Literal["berlin-group"]
-    version: str
+    version: Printable
 
 
 class Scope(_Part, frozen=True, kw_only=True):
     """`accounts` may contain {consent_id}: the provider's own id of the consent."""
 
-    accounts: str
-    payments: str
+    accounts: Printable
+    payments: Printable
 
 
 class OAuth(_Part, frozen=True, kw_only=True):
@@ -50,30 +68,53 @@ class OAuth(_Part, frozen=True, kw_only=True):
     authorization_endpoint: HttpsUri
     pushed_authorization_request_endpoint: HttpsUri
     token_endpoint: HttpsUri
-    client_id: str
+    client_id: Printable
     scope: Scope
-    redirect_uris: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=16)]
+    redirect_uris: Annotated[tuple[RedirectUri, ...], msgspec.Meta(min_length=1, max_length=16)]
     revocation_endpoint: HttpsUri | None = None
     assertion_audience: Literal["issuer", "token_endpoint"] = "issuer"
     assertion_seconds: Annotated[int, msgspec.Meta(ge=10, le=60)] = 60
     access_token_seconds: Annotated[int, msgspec.Meta(ge=30, le=7_776_000)] = 300  # where an answer does not say
 
 
+_SIGNED_ALWAYS = ("digest", "x-request-id")  # sent with every signed request
+_HOLDS_SECRETS = frozenset({"authorization", "signature"})
+
+
 class Signing(_Part, frozen=True, kw_only=True):
     """draft-cavage-http-signatures-12 as Berlin Group profiles it; `none` where mutual TLS is all a bank asks for."""
 
     scheme: Literal["cavage", "none"]
-    signed_headers: tuple[Token, ...] = ("digest", "x-request-id")
+    signed_headers: tuple[Token, ...] = _SIGNED_ALWAYS
     signed_if_sent: tuple[Token, ...] = ("psu-id", "psu-corporate-id", "tpp-redirect-uri")
+
+    def __post_init__(self) -> None:
+        if set(self.signed_headers) != set(_SIGNED_ALWAYS) or len(self.signed_headers) != len(_SIGNED_ALWAYS):
+            raise ValueError("signed_headers must be digest and x-request-id; other headers belong into signed_if_sent")
+        names = (*self.signed_headers, *self.signed_if_sent)
+        if any(name != name.lower() for name in names) or len(set(names)) != len(names):
+            raise ValueError("signed headers must be in lower case, each once")
+        if set(self.signed_if_sent) & _HOLDS_SECRETS:
+            raise ValueError("signed_if_sent must not name a header that holds a token or a signature")
+
+
+_OTHER_HEADERS = frozenset(
+    {
+        "accept", "authorization", "connection", "consent-id", "content-length", "content-type", "digest", "host",
+        "psu-ip-address", "psu-user-agent", "signature", "tpp-redirect-uri", "tpp-signature-certificate", "transfer-encoding",
+        "x-request-id",
+    }
+)  # fmt: skip
 
 
 class Idempotency(_Part, frozen=True, kw_only=True):
-    """`header` and `window_seconds` only with class A. `margin_seconds` before the window's end no repeat is sent any more."""
+    """`header` and `window_seconds` only with class A. `margin_seconds` before the window's end no repeat is sent any more; it has
+    to be longer than a repeat can be under way."""
 
     class_: IdempotencyClass = msgspec.field(name="class")
     header: Token | None = None
     window_seconds: Seconds | None = None
-    margin_seconds: Seconds = 14_400.0
+    margin_seconds: Annotated[float, msgspec.Meta(ge=60, le=31_536_000)] = 14_400.0
 
     def __post_init__(self) -> None:
         complete = self.header is not None and self.window_seconds is not None
@@ -81,6 +122,12 @@ class Idempotency(_Part, frozen=True, kw_only=True):
             raise ValueError("class A needs header and window_seconds; other classes must not have them")
         if self.window_seconds is not None and self.window_seconds <= self.margin_seconds:
             raise ValueError("window_seconds must be longer than margin_seconds")
+        if self.header is not None and self.header.lower() in _OTHER_HEADERS:
+            raise ValueError("header must be one that no other part of the request uses")
+
+
+# Time-out, conflict, too early, too many: each may be said of a payment that is being made (docs/reliability.md, rule 6).
+_NEVER_REFUSALS = frozenset({408, 409, 425, 429})
 
 
 class Refusal(_Part, frozen=True, kw_only=True):
@@ -88,6 +135,10 @@ class Refusal(_Part, frozen=True, kw_only=True):
 
     status: Annotated[int, msgspec.Meta(ge=400, le=499)]
     codes: Annotated[tuple[Token, ...], msgspec.Meta(min_length=1)]
+
+    def __post_init__(self) -> None:
+        if self.status in _NEVER_REFUSALS:
+            raise ValueError("408, 409, 425 and 429 prove nothing and cannot be refusals")
 
 
 class Payments(_Part, frozen=True, kw_only=True):
@@ -119,18 +170,24 @@ class Descriptor(_Part, frozen=True, kw_only=True):
     payments: Payments
     accounts: Accounts
     purposes: Annotated[tuple[Purpose, ...], msgspec.Meta(min_length=1)]
-    tpp_ip_address: str  # sent where the person's own address is not known (Berlin Group 1.3.11, PSU-IP-Address)
+    tpp_ip_address: Printable  # sent where the person's own address is not known (Berlin Group 1.3.11, PSU-IP-Address)
     call_seconds: Annotated[float, msgspec.Meta(gt=0, le=60)] = 10.0
     authorisation_origins: tuple[
         HttpsUri, ...
     ] = ()  # where the owner may be sent, besides the authorisation endpoint's
 
+    def __post_init__(self) -> None:
+        ipaddress.ip_address(self.tpp_ip_address)
+        for uri in (self.api, *self._oauth_endpoints(), *self.oauth.redirect_uris, *self.authorisation_origins):
+            urlsplit(uri).port  # noqa: B018 - raises ValueError above 65535
+
     @property
     def origins(self) -> frozenset[str]:
         """Every origin that a request of ours may go to."""
-        endpoints = [self.api, self.oauth.pushed_authorization_request_endpoint, self.oauth.token_endpoint]
-        if self.oauth.revocation_endpoint:
-            endpoints.append(self.oauth.revocation_endpoint)
+        oauth = self.oauth
+        endpoints = [self.api, oauth.pushed_authorization_request_endpoint, oauth.token_endpoint]
+        if oauth.revocation_endpoint:
+            endpoints.append(oauth.revocation_endpoint)
         return frozenset(origin_of(endpoint) for endpoint in endpoints)
 
     @property
@@ -138,12 +195,20 @@ class Descriptor(_Part, frozen=True, kw_only=True):
         """Every origin that the owner may be sent to."""
         return frozenset(map(origin_of, (self.oauth.authorization_endpoint, *self.authorisation_origins)))
 
+    def _oauth_endpoints(self) -> Iterator[str]:
+        oauth = self.oauth
+        yield from (oauth.issuer, oauth.authorization_endpoint, oauth.pushed_authorization_request_endpoint)
+        yield from (oauth.token_endpoint, oauth.revocation_endpoint or oauth.token_endpoint)
+
 
 def parse_descriptor(document: object, variables: Mapping[str, str]) -> Descriptor:
     """The descriptor in `document` (parsed YAML), its `${name}` replaced from `variables`.
 
     Raises DescriptorError.
     """
+    unused = sorted(set(variables) - set(_names(document)))
+    if unused:
+        raise DescriptorError(f"the descriptor has no such variables: {', '.join(unused)}")
     try:
         return msgspec.convert(substitute(document, variables), Descriptor)
     except msgspec.ValidationError as error:
@@ -152,12 +217,21 @@ def parse_descriptor(document: object, variables: Mapping[str, str]) -> Descript
 
 def substitute(value: object, variables: Mapping[str, str]) -> object:
     if isinstance(value, str):
-        return re.sub(r"\$\{([a-z_]+)\}", lambda match: _variable(match[1], variables), value)
+        return _VARIABLE.sub(lambda match: _variable(match[1], variables), value)
     if isinstance(value, Mapping):
         return {key: substitute(member, variables) for key, member in value.items()}
     if isinstance(value, list):
         return [substitute(item, variables) for item in value]
     return value
+
+
+def _names(value: object) -> Iterator[str]:
+    """The names of all variables in `value`."""
+    if isinstance(value, str):
+        yield from _VARIABLE.findall(value)
+    members = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    for member in members:
+        yield from _names(member)
 
 
 def origin_of(uri: str) -> str:

@@ -10,9 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from sidecar.connectors.descriptor import DescriptorError
 from sidecar.domain.provider import Header
 
 __all__ = [
@@ -55,8 +58,19 @@ class SigningCertificate:
 
     @classmethod
     def from_pem(cls, pem: bytes) -> "SigningCertificate":
-        certificate = x509.load_pem_x509_certificate(pem)
+        """Raises DescriptorError for what is no certificate of a P-256 key, or has an issuer that no header can name."""
+        try:
+            certificate = x509.load_pem_x509_certificate(pem)
+            key = certificate.public_key()
+        except (ValueError, UnsupportedAlgorithm) as error:
+            raise DescriptorError("the signing certificate is not an X.509 certificate in PEM form") from error
+        if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+            raise DescriptorError(
+                "the signing certificate must be of a P-256 key, because that is what the HSM signs with"
+            )
         issuer = certificate.issuer.rfc4514_string().replace(" ", "%20")
+        if not issuer.isascii() or not issuer.isprintable() or '"' in issuer:
+            raise DescriptorError("the signing certificate's issuer has characters that a Signature header cannot hold")
         return cls(
             key_id=f"SN={certificate.serial_number:x},CA={issuer}",
             header_value=base64.b64encode(certificate.public_bytes(Encoding.DER)).decode("ascii"),

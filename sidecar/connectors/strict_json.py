@@ -1,26 +1,36 @@
-"""JSON from a provider, read strictly: an object, no duplicate names, no NaN, bounded depth. Else None: the caller decides what
-an unreadable answer means."""
+"""JSON from a provider, read strictly: an object, no duplicate names, no NaN, no boundless number, bounded depth. Else None: the
+caller decides what an unreadable answer means."""
 
 import json
+import math
+import unicodedata
 from collections.abc import Mapping
 from typing import NoReturn
 
-__all__ = ["JsonObject", "integer_at", "object_at", "objects_at", "read_object", "text_at"]
+__all__ = ["JsonObject", "integer_at", "is_json_text", "object_at", "objects_at", "read_object", "text_at"]
 
 JsonObject = Mapping[str, object]
 
 _MAX_DEPTH = 32
+_NO_TEXT = frozenset({"Cc", "Cs"})  # control characters, and halves of surrogate pairs: no UTF-8 can hold them
 
 
 def read_object(body: bytes) -> JsonObject | None:
     """The JSON object in `body` (UTF-8, no byte-order mark), or None."""
     try:
-        value = json.loads(body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse)
-    except (UnicodeDecodeError, ValueError, RecursionError):
+        value = _read(body)
+    except ValueError:
         return None
-    if not isinstance(value, dict) or _depth_exceeds(value, _MAX_DEPTH):
-        return None
-    return value
+    return value if isinstance(value, dict) else None
+
+
+def is_json_text(body: bytes) -> bool:
+    """Whether `body` is one JSON text (RFC 8259) of any type, as strictly."""
+    try:
+        _read(body)
+    except ValueError:
+        return False
+    return True
 
 
 def text_at(value: JsonObject, name: str, *, max_length: int = 1024) -> str:
@@ -29,7 +39,7 @@ def text_at(value: JsonObject, name: str, *, max_length: int = 1024) -> str:
     if (
         not isinstance(text, str)
         or len(text) > max_length
-        or any(ord(character) < 32 or ord(character) == 127 for character in text)
+        or any(unicodedata.category(character) in _NO_TEXT for character in text)
     ):
         return ""
     return text
@@ -53,6 +63,17 @@ def objects_at(value: JsonObject, name: str) -> tuple[JsonObject, ...] | None:
     return tuple(member)
 
 
+def _read(body: bytes) -> object:
+    """Raises ValueError for what is not JSON as this module means it."""
+    try:
+        value = json.loads(body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+    if _depth_exceeds(value, _MAX_DEPTH):
+        raise ValueError("nested too deep")
+    return value
+
+
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     members = dict(pairs)
     if len(members) != len(pairs):
@@ -62,6 +83,13 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _refuse(_constant: str) -> NoReturn:
     raise ValueError("not a JSON number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("a number beyond all bounds")
+    return number
 
 
 def _depth_exceeds(value: object, limit: int) -> bool:
