@@ -15,7 +15,7 @@ from sidecar.custody.tokens import Access, Tokens
 from sidecar.domain.account import Account, Balance, BookingStatus, PsuContext, TransactionPage
 from sidecar.domain.audit import AuditDraft, AuditEvent, AuditOutcome
 from sidecar.domain.caller import Caller
-from sidecar.domain.consent import Consent, Purpose
+from sidecar.domain.consent import AccountReference, Consent, Purpose
 from sidecar.domain.ids import ConsentId, OwnerId, ProviderId
 from sidecar.domain.provider import Answer
 from sidecar.errors import FieldViolation, InvalidField
@@ -24,7 +24,7 @@ from sidecar.ports import Clock, Hsm, Store, TokenEgress
 __all__ = ["AccountRead", "Accounts", "TransactionQuery"]
 
 T = TypeVar("T")
-_QUERY = re.compile(r"[A-Za-z0-9=&%._~+-]{1,1024}\Z")
+_QUERY = re.compile(r"[!$%&'()*+,./0-9:;=?@A-Z_a-z~-]{1,1024}\Z")  # as the connectors let one through
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +74,9 @@ class Accounts:
             lambda now, call_id: connector.accounts(now, psu=read.psu, call_id=call_id),
             lambda answer, call_id: connector.read_accounts(answer, call_id=call_id),
         )
-        return tuple(account for account in accounts if not consent.accounts or consent.covers_account(account.iban))
+        return tuple(
+            account for account in accounts if not consent.accounts or consent.named_account(_reference(account))
+        )
 
     async def list_balances(self, caller: Caller, read: AccountRead) -> tuple[Balance, ...]:
         consent, connector = await self._consented(caller, read, Purpose.BALANCES)
@@ -111,7 +113,6 @@ class Accounts:
 
     async def _consented(self, caller: Caller, read: AccountRead, purpose: Purpose) -> tuple[Consent, Connector]:
         consent = await consent_for(self._store, caller, read.consent, read.owner)
-        caller.check_provider(consent.provider)
         caller.check_purposes(frozenset({purpose}))
         consent.check_usable(purpose, self._clock.now())
         return consent, connector_for(self._connectors, consent.provider)
@@ -156,6 +157,10 @@ class Accounts:
         return (self._clock.now() - timedelta(days=connector.descriptor.accounts.history_days)).date()
 
 
+def _reference(account: Account) -> AccountReference:
+    return AccountReference(iban=account.iban, currency_code=account.currency_code)
+
+
 def _use(consent: Consent) -> AuditDraft:
     return AuditDraft(
         event=AuditEvent.TOKEN_USE,
@@ -168,7 +173,7 @@ def _use(consent: Consent) -> AuditDraft:
 
 
 def _page_token(query: str) -> str:
-    return base64.urlsafe_b64encode(query.encode("ascii")).rstrip(b"=").decode("ascii") if _QUERY.match(query) else ""
+    return base64.urlsafe_b64encode(query.encode("ascii")).rstrip(b"=").decode("ascii")
 
 
 def _provider_query(page_token: str) -> str:

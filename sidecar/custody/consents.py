@@ -4,17 +4,33 @@ Rules: a code is exchanged once and never repeated; a redirect with a wrong, for
 is (RFC 9700); a consent that has ended is unusable here at once, then the provider is told, then its data key is destroyed.
 """
 
+import asyncio
 import hashlib
 import hmac
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 
 from sidecar.connectors.base import Connector, Problem, ProblemKind
-from sidecar.custody.access import check_same_request, connector_for, consent_for, request_digest
+from sidecar.custody.access import (
+    check_same_request,
+    connector_for,
+    consent_for,
+    permitted_page,
+    request_digest,
+)
 from sidecar.custody.owned_tasks import OwnedTasks
-from sidecar.custody.provider_calls import answer_of, new_assertion_id, new_call_id, problem_error, sign_request
+from sidecar.custody.persisting import persist
+from sidecar.custody.provider_calls import (
+    answer_of,
+    new_assertion_id,
+    new_call_id,
+    refused_or,
+    sign_request,
+)
 from sidecar.custody.tokens import Tokens, granted_secrets
 from sidecar.domain.account import PsuContext
 from sidecar.domain.audit import AuditDraft, AuditEvent, AuditOutcome
@@ -25,7 +41,15 @@ from sidecar.domain.money import Money
 from sidecar.domain.provider import Answer, ProviderRequest, SendOutcome, TokenGrant
 from sidecar.domain.secrets import SealedSecret, SecretKind
 from sidecar.domain.text import check_iban
-from sidecar.errors import CustodyError, FieldViolation, Internal, InvalidField, PreconditionFailed, StaleVersion
+from sidecar.errors import (
+    CustodyError,
+    FieldViolation,
+    Internal,
+    InvalidField,
+    PreconditionFailed,
+    StaleVersion,
+    Unavailable,
+)
 from sidecar.ports import (
     Claim,
     Clock,
@@ -44,6 +68,8 @@ _LONGEST_LIFE = timedelta(
     days=180
 )  # Regulation (EU) 2018/389 art. 10a: strong authentication is renewed after 180 days
 _TELL_FOR = timedelta(days=1)
+# Longer than the longest exchange of a code: a provider's call_seconds (at most 60) and what the HSM and the store may take.
+_EXCHANGE_SECONDS = 120.0
 _ENDED = frozenset({ConsentState.REVOKED, ConsentState.EXPIRED, ConsentState.FAILED})
 
 
@@ -107,6 +133,8 @@ class Consents:
         self._connectors = connectors
         self._tokens = tokens
         self._tasks = tasks
+        self._exchanging: set[ConsentId] = set()
+        self._seen_completing: dict[ConsentId, int] = {}  # boot time in nanoseconds
 
     # -- create
 
@@ -144,7 +172,7 @@ class Consents:
             outcome = await self._egress.call_once(request, deadline_seconds=connector.descriptor.call_seconds)
             pushed = connector.read_pushed_authorisation(answer_of(outcome))
             if isinstance(pushed, Problem):
-                raise problem_error(pushed)
+                raise refused_or(pushed)
         except PreconditionFailed as refusal:
             await self._fail(consent, refusal.reason)
             raise
@@ -171,7 +199,7 @@ class Consents:
         outcome = await self._egress.call_once(request, deadline_seconds=connector.descriptor.call_seconds)
         registered = connector.read_registration(answer_of(outcome), call_id=call_id)
         if isinstance(registered, Problem):
-            raise problem_error(registered)
+            raise refused_or(registered)
         return replace(consent, provider_consent_id=registered.value)
 
     # -- complete
@@ -203,6 +231,8 @@ class Consents:
             raise PreconditionFailed("ISSUER_MISMATCH", "the redirect does not come from this consent's provider")
         if consent.state is not ConsentState.AWAITING_AUTHORISATION:
             raise consent.not_active()
+        if self._clock.now() >= consent.expire_time:
+            raise PreconditionFailed("CONSENT_EXPIRED", "the consent has expired; ask the owner for a new one")
 
     async def _exchange(self, consent: Consent, connector: Connector, code: str, claim: Claim) -> Consent:
         intent = consent.to(ConsentState.COMPLETING, authorisation_uri="")
@@ -214,8 +244,14 @@ class Consents:
         if earlier is not None:
             check_same_request(earlier, claim)
             return self._completed(await self._existing(consent.id))
-        grant = await self._request_tokens(intent, connector, code)
-        return await self._with_accounts(await self._activate(intent, connector, grant), connector)
+        self._exchanging.add(consent.id)
+        try:
+            asked_time = self._clock.now()
+            grant = await self._request_tokens(intent, connector, code)
+            active = await self._activate(intent, connector, grant, asked_time)
+        finally:
+            self._exchanging.discard(consent.id)
+        return await self._with_accounts(active, connector)
 
     async def _request_tokens(self, consent: Consent, connector: Connector, code: str) -> TokenGrant:
         """The tokens for the code. Whatever else comes back ends the consent: a code is never sent twice."""
@@ -245,22 +281,25 @@ class Consents:
             )
         return outcome
 
-    async def _activate(self, consent: Consent, connector: Connector, grant: TokenGrant) -> Consent:
-        now = self._clock.now()
+    async def _activate(
+        self, consent: Consent, connector: Connector, grant: TokenGrant, asked_time: datetime
+    ) -> Consent:
         lifetime = grant.expires_in_seconds or connector.descriptor.oauth.access_token_seconds
         active = consent.to(
             ConsentState.ACTIVE,
-            activate_time=now,
-            access_issue_time=now,
-            access_expire_time=now + timedelta(seconds=lifetime),
+            activate_time=self._clock.now(),
+            access_issue_time=asked_time,
+            access_expire_time=asked_time + timedelta(seconds=lifetime),
             state_digest=b"",
         )
         change = SecretsChange(put=granted_secrets(grant, 1), delete=((SecretKind.PKCE_VERIFIER, 1),))
         draft = _draft(active, AuditEvent.CONSENT_ACTIVATED, AuditOutcome.SUCCEEDED)
         try:
-            await self._store.change_consent(active, secrets=change, audit=[draft])
-        except StaleVersion as stale:  # revoked or expired while the provider answered: the tokens are not kept
-            raise (await self._existing(consent.id)).not_active() from stale
+            await persist(self._clock, lambda: self._store.change_consent(active, secrets=change, audit=[draft]))
+        except StaleVersion as stale:
+            current = await self._existing(consent.id)
+            if current != active:  # revoked or expired while the provider answered: the tokens are not kept
+                raise current.not_active() from stale
         return active
 
     async def _with_accounts(self, consent: Consent, connector: Connector) -> Consent:
@@ -269,7 +308,10 @@ class Consents:
         unsigned = connector.consent_details(consent, call_id=call_id)
         if unsigned is None or consent.accounts:
             return consent
-        outcome = await self._call_with_token(consent, connector, await sign_request(self._hsm, unsigned))
+        try:
+            outcome = await self._call_with_token(consent, connector, await sign_request(self._hsm, unsigned))
+        except Unavailable:
+            return consent
         if not isinstance(outcome, Answer):
             return consent
         details = connector.read_consent_details(outcome, call_id=call_id)
@@ -324,13 +366,21 @@ class Consents:
         return await self._tasks.run(self._import(consent, request))
 
     async def _import(self, consent: Consent, request: ImportTokens) -> Consent:
-        imported = await self._egress.import_tokens(
-            key_id=request.import_key_id,
-            sealed_tokens=request.sealed_tokens,
-            info=request.info,
-            seal_access_as=self._tokens.access_context(consent, 1),
-            seal_refresh_as=self._tokens.refresh_context(consent, 1),
-        )
+        """Activates the consent with the tokens; a ciphertext that is refused would be refused again, so the consent has failed."""
+        try:
+            imported = await self._egress.import_tokens(
+                key_id=request.import_key_id,
+                sealed_tokens=request.sealed_tokens,
+                info=request.info,
+                seal_access_as=self._tokens.access_context(consent, 1),
+                seal_refresh_as=self._tokens.refresh_context(consent, 1),
+            )
+        except PreconditionFailed as refusal:
+            await self._fail(consent, refusal.reason)
+            raise
+        except InvalidField as refusal:
+            await self._fail(consent, "IMPORT_REFUSED")
+            raise _import_refused(refusal) from refusal
         now = self._clock.now()
         active = consent.to(
             ConsentState.ACTIVE,
@@ -367,7 +417,7 @@ class Consents:
                 raise InvalidField(FieldViolation(field="owner", rule="required", description="must name the owner"))
             caller.check_owner(where.owner)
             where = replace(where, caller=caller.workload)
-        return await self._store.consents(where, after=after, limit=limit)
+        return await permitted_page(partial(self._store.consents, where), caller, after=after, limit=limit)
 
     # -- end
 
@@ -377,6 +427,9 @@ class Consents:
         """Unusable here at once; then the provider is told and the data key destroyed. A repeat gives the same answer."""
         consent = await consent_for(self._store, caller, consent_id, owner)
         claim = _claim(caller, request_id, "RevokeConsent", consent.id, request_digest(consent.id))
+        earlier = await self._store.claim(caller.workload, request_id)
+        if earlier is not None:
+            check_same_request(earlier, claim)
         if consent.state is not ConsentState.REVOKED:
             consent = await self._mark_revoked(consent, claim)
         return await self._tasks.run(self._finish(consent))
@@ -403,31 +456,55 @@ class Consents:
     async def expire_due(self, *, limit: int = 100) -> int:
         """Ends the consents whose time has come; returns how many there were."""
         due = await self._store.expired_consents(self._clock.now(), limit=limit)
-        for consent in due:
-            expired = consent.to(ConsentState.EXPIRED, authorisation_uri="", state_digest=b"")
-            draft = _draft(expired, AuditEvent.CONSENT_EXPIRED, AuditOutcome.SUCCEEDED)
-            try:
-                await self._store.change_consent(expired, audit=[draft])
-            except StaleVersion:
-                continue  # changed meanwhile; the next round looks again
-            await self._tasks.run(self._finish(expired))
+        await _all_of([self._expire(consent) for consent in due])
         return len(due)
+
+    async def _expire(self, consent: Consent) -> None:
+        expired = consent.to(ConsentState.EXPIRED, authorisation_uri="", state_digest=b"")
+        draft = _draft(expired, AuditEvent.CONSENT_EXPIRED, AuditOutcome.SUCCEEDED)
+        try:
+            await self._store.change_consent(expired, audit=[draft])
+        except StaleVersion:
+            return  # changed meanwhile; the next round looks again
+        await self._tasks.run(self._finish(expired))
 
     async def finish_ended(self, *, limit: int = 100) -> int:
         """Tells providers of consents that ended while they could not be told, and destroys what is left of them.
 
-        A provider that cannot be told within a day is told no more: the key goes without it.
+        A provider that cannot be told within a day is told no more: the key goes without it. `limit` bounds how many are told at
+        the same time; all have their turn, so that those of a provider that is away keep no others waiting.
         """
-        ended = await self._store.consents(ConsentFilter(states=_ENDED, holds_key=True), after="", limit=limit)
-        for consent in ended:
-            since = consent.revoke_time or min(consent.expire_time, self._clock.now())
-            await self._tasks.run(self._finish(consent, keep_if_untold=self._clock.now() - since < _TELL_FOR))
-        return len(ended)
+        await self._fail_lost_exchanges(limit=limit)
+        where, count, after = ConsentFilter(states=_ENDED, holds_key=True), 0, ""
+        while ended := await self._store.consents(where, after=after, limit=limit):
+            await _all_of([self._tasks.run(self._finish_again(consent)) for consent in ended])
+            count, after = count + len(ended), ended[-1].id
+        return count
+
+    async def _finish_again(self, consent: Consent) -> None:
+        since = consent.revoke_time or min(consent.expire_time, self._clock.now())
+        await self._finish(consent, keep_if_untold=self._clock.now() - since < _TELL_FOR)
+
+    async def _fail_lost_exchanges(self, *, limit: int) -> None:
+        """Consents whose exchange of the code has no end: the sidecar that ran it is gone, and the code is not sent again.
+
+        Every exchange ends in bounded time, so one that is seen for longer than that, from here, is nobody's.
+        """
+        where = ConsentFilter(states=frozenset({ConsentState.COMPLETING}))
+        now_ns, found, after = self._clock.boot_time_ns(), dict[ConsentId, int](), ""
+        while completing := await self._store.consents(where, after=after, limit=limit):
+            for consent in completing:
+                found[consent.id] = self._seen_completing.get(consent.id, now_ns)
+                if consent.id not in self._exchanging and now_ns - found[consent.id] > _EXCHANGE_SECONDS * 1e9:
+                    await self._fail(consent, "AUTHORISATION_FAILED")
+            after = completing[-1].id
+        self._seen_completing = found
 
     async def _finish(self, consent: Consent, *, keep_if_untold: bool = True) -> Consent:
         """Tells the provider, then destroys the data key and all sealed secrets; tombstone and log entries stay."""
         if not consent.wrapped_data_key:
             return consent
+        consent = await self._with_living_token(consent)
         told = await self._tell_provider(consent)
         if not told and keep_if_untold:
             return consent
@@ -439,8 +516,21 @@ class Consents:
             await self._store.change_consent(destroyed, secrets=SecretsChange(delete_all=True), audit=[draft])
         except StaleVersion:
             return await self._existing(consent.id)
-        await self._egress.forget(consent.wrapped_data_key)
+        with suppress(Unavailable):  # an egress that is gone has forgotten everything
+            await self._egress.forget(consent.wrapped_data_key)
         return destroyed
+
+    async def _with_living_token(self, consent: Consent) -> Consent:
+        """Most consents have an access token that has run out when they end, and a provider ends its own consent resource only
+        for one that lives. Where none is to be had, the provider is told with the refresh token alone."""
+        connector = self._connectors.get(consent.provider)
+        expired = consent.access_expire_time is not None and self._clock.now() >= consent.access_expire_time
+        if not expired or connector is None or connector.end_consent(consent, call_id=new_call_id()) is None:
+            return consent
+        try:
+            return await self._tokens.renew_ended(consent)
+        except CustodyError:
+            return await self._existing(consent.id)
 
     async def _tell_provider(self, consent: Consent) -> bool:
         """Whether the provider has ended the consent, or has nothing to end."""
@@ -448,15 +538,21 @@ class Consents:
         if connector is None or consent.activate_time is None:
             return True
         try:
-            unsigned = connector.end_consent(consent, call_id=new_call_id())
-            if unsigned is not None:
-                outcome = await self._call_with_token(consent, connector, await sign_request(self._hsm, unsigned))
-                problem = connector.read_end(answer_of(outcome))
-                if problem is not None and problem.kind not in (ProblemKind.TOKEN_EXPIRED, ProblemKind.REFUSED):
-                    return False
+            problem = await self._end_at_provider(consent, connector)
+            if problem is not None and problem.kind not in (ProblemKind.TOKEN_EXPIRED, ProblemKind.REFUSED):
+                return False
             return await self._revoke_token(consent, connector)
         except CustodyError:
             return False
+
+    async def _end_at_provider(self, consent: Consent, connector: Connector) -> Problem | None:
+        """None when the provider has ended its consent resource, or has none."""
+        unsigned = connector.end_consent(consent, call_id=new_call_id())
+        if unsigned is None:
+            return None
+        request = await sign_request(self._hsm, unsigned)
+        outcome = await self._call_with_token(consent, connector, request)
+        return connector.read_end(answer_of(outcome))
 
     async def _revoke_token(self, consent: Consent, connector: Connector) -> bool:
         """RFC 7009: the provider answers 200 also for a token that it no longer knows."""
@@ -471,7 +567,8 @@ class Consents:
             secrets=[OpenSecret(secret=newest, context=context)],
             deadline_seconds=connector.descriptor.call_seconds,
         )
-        return answer_of(outcome).status < 500
+        status = answer_of(outcome).status
+        return 200 <= status < 300 or status == 400  # 400: it does not know such a token, or revokes none of this kind
 
     async def _call_with_token(self, consent: Consent, connector: Connector, request: ProviderRequest) -> SendOutcome:
         """One call with the newest access token, as it is: no refresh for a consent that is being completed or ended."""
@@ -515,7 +612,7 @@ class Consents:
         for index, account in enumerate(request.accounts):
             check_iban(account.iban, field=f"accounts[{index}].iban")
         return Consent(
-            id=new_consent_id(),
+            id=new_consent_id(self._clock.now()),
             caller=caller.workload,
             owner=request.owner,
             provider=request.provider,
@@ -572,12 +669,28 @@ def _import_digest(request: ImportTokens) -> bytes:
         request.expire_time.isoformat(),
         request.access_expire_time.isoformat(),
         request.provider_consent_id,
+        request.import_key_id,
+        request.sealed_tokens,
         _limit_text(request.payment_limit),
     )
 
 
 def _limit_text(limit: Money | None) -> str:
     return f"{limit.currency_code} {limit.minor_units}" if limit else ""
+
+
+def _import_refused(refusal: InvalidField) -> InvalidField:
+    """The same violations under the reason that the contract has for them."""
+    error = InvalidField(*refusal.violations)
+    error.reason = "IMPORT_REFUSED"
+    return error
+
+
+async def _all_of(work: Sequence[Coroutine[object, object, object]]) -> None:
+    """Does all of it at the same time; raises the first error after everything has ended."""
+    for result in await asyncio.gather(*work, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
 
 
 def _draft(consent: Consent, event: AuditEvent, outcome: AuditOutcome, *, reason: str = "") -> AuditDraft:

@@ -4,9 +4,12 @@
 send, outcome. The rules and the reasons for each: docs/reliability.md. What finds out unknown outcomes is `reconcile`.
 """
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from uuid import uuid4
 
 from sidecar.connectors.base import (
@@ -16,8 +19,16 @@ from sidecar.connectors.base import (
     InitiationRefused,
     InitiationUnknown,
 )
-from sidecar.custody.access import check_same_request, connector_for, consent_for, request_digest
+from sidecar.custody.access import (
+    check_same_request,
+    connector_for,
+    consent_for,
+    may_see,
+    permitted_page,
+    request_digest,
+)
 from sidecar.custody.owned_tasks import OwnedTasks
+from sidecar.custody.persisting import persist
 from sidecar.custody.provider_calls import sign_request
 from sidecar.custody.rendered import encode_request
 from sidecar.custody.tokens import Access, Tokens
@@ -28,6 +39,7 @@ from sidecar.domain.consent import AccountReference, Consent, Purpose
 from sidecar.domain.ids import ConsentId, OwnerId, PaymentId, ProviderId, RequestId, new_payment_id
 from sidecar.domain.money import Money
 from sidecar.domain.payment import (
+    PRODUCT_CURRENCIES,
     TERMINAL,
     IdempotencyClass,
     Payment,
@@ -35,10 +47,12 @@ from sidecar.domain.payment import (
     PaymentProduct,
     PaymentState,
 )
-from sidecar.domain.provider import Answer, NotSent, ProviderRequest, SendOutcome
+from sidecar.domain.provider import Answer, NotSent, ProviderRequest, SendOutcome, Unknown
 from sidecar.domain.text import check_iban, check_sepa_text
 from sidecar.errors import (
+    CustodyError,
     FieldViolation,
+    Internal,
     InvalidField,
     NotFound,
     PreconditionFailed,
@@ -50,7 +64,7 @@ from sidecar.ports import Claim, Clock, Hsm, PaymentFilter, Prepared, Store, Tok
 
 __all__ = ["NETWORK_LIFE_SECONDS", "InitiatePayment", "Payments", "payment_draft", "reading_of"]
 
-# How long a run may take from the intent to the dispatch record before another run may take the payment over or give it up.
+# How long a run may take from the intent to the dispatch record before the payment is given up.
 INTENT_SECONDS = 60.0
 # After the send deadline nothing of ours is on its way out; this long after it, nothing is on its way through the network.
 NETWORK_LIFE_SECONDS = 5.0
@@ -103,64 +117,81 @@ class Payments:
         used for another payment) and Unavailable (nothing was sent; the same request id goes on with the same payment).
         """
         consent = await consent_for(self._store, caller, request.consent, request.owner)
-        claim = _claim(caller, request)
+        claim = _claim(caller, request, now=self._clock.now())
         earlier = await self._store.claim(caller.workload, request.request_id)
         if earlier is None:
-            connector = connector_for(self._connectors, consent.provider)
-            instruction = self._check(caller, consent, connector, request)
-            payment = self._intend(caller, consent, connector, request, instruction, claim)
-            draft = payment_draft(payment, consent, AuditEvent.PAYMENT_INTENT, AuditOutcome.INTENDED)
-            earlier = await self._store.claim_payment(payment, claim, draft)
-            if earlier is None:
-                return await self._tasks.run(self._drive(payment, consent, request.psu))
+            instruction = self._check(caller, consent, request)
+            payment = self._intend(caller, consent, request, instruction, claim)
+            begun = await self._tasks.run(self._begin(payment, consent, request.psu, claim))
+            if isinstance(begun, Payment):
+                return begun
+            earlier = begun
         check_same_request(earlier, claim)
-        return await self._go_on(PaymentId(earlier.resource), consent, request.psu)
-
-    async def _go_on(self, payment_id: PaymentId, consent: Consent, psu: PsuContext | None) -> Payment:
-        """A repeat: the payment as it stands; where nothing was sent and nobody is at it, the same payment goes on."""
-        payment = await self._existing(payment_id)
+        payment = await self._existing(PaymentId(earlier.resource))
         if payment.state is not PaymentState.INTENT or payment.id in self._running:
             return payment
-        taken = payment.to(
-            PaymentState.INTENT,
-            now=self._clock.now(),
-            epoch=payment.epoch + 1,
-            next_attempt_time=self._in(INTENT_SECONDS),
-        )
-        draft = payment_draft(taken, consent, AuditEvent.PAYMENT_INTENT, AuditOutcome.INTENDED)
-        try:
-            await self._store.change_payment(
-                taken, expected_states=frozenset({PaymentState.INTENT}), expected_epoch=payment.epoch, audit=[draft]
+        self._check(caller, consent, request)  # nothing was sent yet, and policy or consent may have changed meanwhile
+        return await self._tasks.run(self._take_up(payment, consent, request.psu))
+
+    async def _begin(self, payment: Payment, consent: Consent, psu: PsuContext | None, claim: Claim) -> Payment | Claim:
+        """The claim with the intent, and the way from there; or the claim that was there first."""
+        with self._run_of(payment.id):
+            draft = payment_draft(payment, consent, AuditEvent.PAYMENT_INTENT, AuditOutcome.INTENDED)
+            earlier = await self._store.claim_payment(payment, claim, draft)
+            return earlier or await self._drive(payment, consent, psu)
+
+    async def _take_up(self, payment: Payment, consent: Consent, psu: PsuContext | None) -> Payment:
+        """A repeat finds that nothing was sent and nobody is at it: the same payment goes on, fenced by the next epoch."""
+        if payment.id in self._running:
+            return await self._existing(payment.id)
+        with self._run_of(payment.id):
+            taken = payment.to(
+                PaymentState.INTENT,
+                now=self._clock.now(),
+                epoch=payment.epoch + 1,
+                next_attempt_time=self._in(INTENT_SECONDS),
             )
-        except StaleVersion:
-            return await self._existing(payment_id)
-        return await self._tasks.run(self._drive(taken, consent, psu))
+            draft = payment_draft(taken, consent, AuditEvent.PAYMENT_INTENT, AuditOutcome.INTENDED)
+            try:
+                await self._store.change_payment(
+                    taken, expected_states=frozenset({PaymentState.INTENT}), expected_epoch=payment.epoch, audit=[draft]
+                )
+            except StaleVersion:
+                return await self._existing(payment.id)
+            return await self._drive(taken, consent, psu)
 
     async def _drive(self, payment: Payment, consent: Consent, psu: PsuContext | None) -> Payment:
         """From the intent to a recorded outcome. Until the dispatch record nothing has left; after it nothing is repeated."""
-        self._running.add(payment.id)
+        connector = connector_for(self._connectors, consent.provider)
+        consent.check_usable(Purpose.PAYMENTS, self._clock.now())
+        access = await self._tokens.access(consent)
+        unsigned = connector.initiate_payment(
+            access.consent, payment.instruction, bank_key=payment.bank_key, psu=psu, call_id=payment.bank_key
+        )
+        request = await sign_request(self._hsm, unsigned)
+        prepared = await self.prepare(request, access, connector)
+        dispatched = payment.to(
+            PaymentState.DISPATCHED,
+            now=self._clock.now(),
+            attempts=1,
+            rendered_request=encode_request(request),
+            dispatch_time=payment.dispatch_time or self._clock.now(),
+            send_deadline_time=self._in(connector.descriptor.payments.send_seconds),
+            next_attempt_time=self._in(connector.descriptor.payments.send_seconds + NETWORK_LIFE_SECONDS),
+        )
         try:
-            connector = self._connectors[consent.provider]
-            consent.check_usable(Purpose.PAYMENTS, self._clock.now())
-            access = await self._tokens.access(consent)
-            unsigned = connector.initiate_payment(
-                access.consent, payment.instruction, bank_key=payment.bank_key, psu=psu, call_id=payment.bank_key
-            )
-            request = await sign_request(self._hsm, unsigned)
-            prepared = await self.prepare(request, access, connector)
-            dispatched = payment.to(
-                PaymentState.DISPATCHED,
-                now=self._clock.now(),
-                attempts=1,
-                rendered_request=encode_request(request),
-                dispatch_time=payment.dispatch_time or self._clock.now(),
-                send_deadline_time=self._in(connector.descriptor.payments.send_seconds),
-                next_attempt_time=self._in(connector.descriptor.payments.send_seconds + NETWORK_LIFE_SECONDS),
-            )
             outcome = await self.dispatch(dispatched, access.consent, prepared, connector)
-            return await self._record(dispatched, access.consent, connector, outcome)
+        except StaleVersion:
+            return await self._existing(payment.id)  # another run took it over before anything was sent, and goes on
+        return await self._record(dispatched, access.consent, connector, outcome)
+
+    @contextmanager
+    def _run_of(self, payment_id: PaymentId) -> Iterator[None]:
+        self._running.add(payment_id)
+        try:
+            yield
         finally:
-            self._running.discard(payment.id)
+            self._running.discard(payment_id)
 
     async def prepare(self, request: ProviderRequest, access: Access, connector: Connector) -> Prepared:
         return await self._egress.prepare(
@@ -173,21 +204,57 @@ class Payments:
     async def dispatch(
         self, dispatched: Payment, consent: Consent, prepared: Prepared, connector: Connector
     ) -> SendOutcome:
-        """The dispatch record under a signed checkpoint, and only then the one send that it permits."""
+        """The dispatch record under a signed checkpoint, and only then the one send that it permits.
+
+        The send's time runs from before the last checks: a process that was paused anywhere after them sends nothing.
+        """
+        send_by_ns = self._clock.boot_time_ns() + int(connector.descriptor.payments.send_seconds * 1e9)
         draft = payment_draft(
             dispatched,
             consent,
             AuditEvent.PAYMENT_DISPATCHED,
             AuditOutcome.INTENDED,
-            detail=request_digest(dispatched.rendered_request),
+            detail=hashlib.sha256(dispatched.rendered_request).digest(),
         )
         expected_epoch = dispatched.epoch - (1 if dispatched.state is PaymentState.RECONCILING else 0)
         try:
+            await self._check_still_allowed(dispatched)
             permit = await self._store.record_dispatch(dispatched, expected_epoch=expected_epoch, audit=draft)
         except BaseException:
-            await self._egress.discard(prepared)
+            await self._discard(prepared)
             raise
-        return await self._egress.send(prepared, permit, deadline_seconds=connector.descriptor.payments.send_seconds)
+        left_seconds = (send_by_ns - self._clock.boot_time_ns()) / 1e9
+        if left_seconds <= 0:
+            await self._discard(prepared)
+            return NotSent(code="SEND_DEADLINE_PASSED")
+        try:
+            return await self._egress.send(prepared, permit, deadline_seconds=left_seconds)
+        except CustodyError:
+            return Unknown(code="EGRESS_FAILED")  # the dispatch is on record: whatever went wrong, bytes may be out
+
+    async def _check_still_allowed(self, dispatched: Payment) -> None:
+        """Preparing takes time: the consent may have ended meanwhile, and the window of a repeat may have closed."""
+        consent = await self._store.consent(dispatched.consent)
+        if consent is None:
+            raise Internal
+        consent.check_usable(Purpose.PAYMENTS, self._clock.now())
+        if dispatched.state is PaymentState.RECONCILING and not self.window_is_open(dispatched):
+            raise PreconditionFailed("OUTCOME_UNKNOWN", "the provider's window for repeats has closed")
+
+    def window_is_open(self, payment: Payment) -> bool:
+        """Whether the provider still promises that a repeat under the same key is the same payment."""
+        connector = self._connectors.get(payment.provider)
+        if connector is None or payment.dispatch_time is None:
+            return False
+        idempotency = connector.descriptor.payments.idempotency
+        if idempotency.window_seconds is None:
+            return False
+        usable = timedelta(seconds=idempotency.window_seconds - idempotency.margin_seconds)
+        return self._clock.now() < payment.dispatch_time + usable
+
+    async def _discard(self, prepared: Prepared) -> None:
+        with suppress(Unavailable):  # an egress that is gone holds nothing any more
+            await self._egress.discard(prepared)
 
     async def _record(
         self, dispatched: Payment, consent: Consent, connector: Connector, outcome: SendOutcome
@@ -211,9 +278,8 @@ class Payments:
             next_attempt_time=self._in(INTENT_SECONDS),
         )
         draft = payment_draft(intent, consent, AuditEvent.PAYMENT_OUTCOME, AuditOutcome.FAILED, reason="NOT_SENT")
-        await self._store.change_payment(
-            intent, expected_states=frozenset({dispatched.state}), expected_epoch=dispatched.epoch, audit=[draft]
-        )
+        with suppress(StaleVersion):  # whoever took over finds out; that nothing was sent under this permit stays true
+            await self._persist(dispatched, intent, draft)
 
     def after(self, dispatched: Payment, connector: Connector, reading: InitiationReading) -> Payment:
         """The payment after what its newest send brought back. The refusal of a repeat settles nothing (rule 9)."""
@@ -239,7 +305,7 @@ class Payments:
                     now=now,
                     epoch=dispatched.epoch + 1,
                     status_reason=reading.code,
-                    next_attempt_time=self._in(min(2.0 ** max(dispatched.attempts - 1, 0), terms.longest_poll_seconds)),
+                    next_attempt_time=self._in(min(_pause_seconds(dispatched.attempts), terms.longest_poll_seconds)),
                 )
 
     async def write_outcome(self, before: Payment, after: Payment, consent: Consent) -> Payment:
@@ -248,12 +314,19 @@ class Payments:
             after, consent, AuditEvent.PAYMENT_OUTCOME, _audit_outcome(after.state), reason=_reason(after.status_reason)
         )
         try:
-            await self._store.change_payment(
-                after, expected_states=frozenset({before.state}), expected_epoch=before.epoch, audit=[draft]
-            )
+            await self._persist(before, after, draft)
         except StaleVersion:
             return await self._existing(before.id)  # fenced off: whoever took over writes the outcome
         return after
+
+    async def _persist(self, before: Payment, after: Payment, draft: AuditDraft) -> None:
+        """A bank's answer comes once: while the store does not answer, it is tried again."""
+        await persist(
+            self._clock,
+            lambda: self._store.change_payment(
+                after, expected_states=frozenset({before.state}), expected_epoch=before.epoch, audit=[draft]
+            ),
+        )
 
     # -- read
 
@@ -261,10 +334,11 @@ class Payments:
         if owner is not None and not caller.is_administrator:
             caller.check_owner(owner)
         payment = await self._store.payment(payment_id)
-        allowed = payment is not None and (
-            caller.is_administrator or (payment.caller == caller.workload and owner == payment.owner)
-        )
-        if payment is None or not allowed or (owner is not None and owner != payment.owner):
+        if (
+            payment is None
+            or not may_see(caller, payment.caller, payment.provider)
+            or (owner != payment.owner and not (owner is None and caller.is_administrator))
+        ):
             raise NotFound("PAYMENT_NOT_FOUND", "there is no such payment for this owner")
         return payment
 
@@ -274,19 +348,19 @@ class Payments:
                 raise InvalidField(FieldViolation(field="owner", rule="required", description="must name the owner"))
             caller.check_owner(where.owner)
             where = replace(where, caller=caller.workload)
-        return await self._store.payments(where, after=after, limit=limit)
+        return await permitted_page(partial(self._store.payments, where), caller, after=after, limit=limit)
 
     def is_running(self, payment_id: PaymentId) -> bool:
         return payment_id in self._running
 
     # -- parts
 
-    def _check(
-        self, caller: Caller, consent: Consent, connector: Connector, request: InitiatePayment
-    ) -> PaymentInstruction:
+    def _check(self, caller: Caller, consent: Consent, request: InitiatePayment) -> PaymentInstruction:
         """The instruction, if policy, consent and form allow it. Nothing is written before this has passed."""
-        caller.check_provider(consent.provider)
+        connector = connector_for(self._connectors, consent.provider)
         caller.check_purposes(frozenset({Purpose.PAYMENTS}))
+        if request.amount.currency_code != PRODUCT_CURRENCIES[request.product]:
+            raise _violation("amount.currency_code", "product", "must be the currency of the payment product")
         if request.amount.minor_units <= 0:
             raise _violation("amount", "positive", "must be more than zero")
         caller.check_amount(request.amount)
@@ -314,11 +388,11 @@ class Payments:
         self,
         caller: Caller,
         consent: Consent,
-        connector: Connector,
         request: InitiatePayment,
         instruction: PaymentInstruction,
         claim: Claim,
     ) -> Payment:
+        connector = connector_for(self._connectors, consent.provider)
         now = self._clock.now()
         return Payment(
             id=PaymentId(claim.resource),
@@ -346,7 +420,7 @@ class Payments:
         return self._clock.now() + timedelta(seconds=seconds)
 
 
-def _claim(caller: Caller, request: InitiatePayment) -> Claim:
+def _claim(caller: Caller, request: InitiatePayment, *, now: datetime) -> Claim:
     debtor = request.debtor_account or AccountReference(iban="")
     digest = request_digest(
         request.consent,
@@ -364,7 +438,7 @@ def _claim(caller: Caller, request: InitiatePayment) -> Claim:
         request_id=request.request_id,
         method="InitiatePayment",
         digest=digest,
-        resource=new_payment_id(),
+        resource=new_payment_id(now),
     )
 
 
@@ -403,6 +477,11 @@ def _initial(state: PaymentState) -> PaymentState:
     return PaymentState.REJECTED if state in (PaymentState.REJECTED_LATE, PaymentState.CANCELLED) else state
 
 
+def _pause_seconds(attempts: int) -> float:
+    """1 s after the first send, then twice as long each time; bounded, because a window of a day has room for many attempts."""
+    return 2.0 ** min(max(attempts - 1, 0), 16)
+
+
 def _audit_outcome(state: PaymentState) -> AuditOutcome:
     if state in (PaymentState.REJECTED, PaymentState.REJECTED_LATE, PaymentState.CANCELLED):
         return AuditOutcome.REFUSED
@@ -418,11 +497,11 @@ def _debtor(consent: Consent, request: InitiatePayment) -> AccountReference:
     if request.debtor_account is None:
         if len(consent.accounts) != 1:
             raise _violation(
-                "debtor_account", "required", "must be named, because the consent covers more than one account"
+                "debtor_account", "required", "must be named, because the consent does not name exactly one account"
             )
         return consent.accounts[0]
     check_iban(request.debtor_account.iban, field="debtor_account.iban")
-    if not consent.covers_account(request.debtor_account.iban):
+    if consent.named_account(request.debtor_account) is None:
         raise PreconditionFailed("ACCOUNT_NOT_CONSENTED", "the consent does not cover the account that is to pay")
     return request.debtor_account
 

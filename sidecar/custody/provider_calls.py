@@ -8,7 +8,7 @@ from sidecar.domain.provider import Answer, NotSent, ProviderRequest, SendOutcom
 from sidecar.errors import CustodyError, Exhausted, NotFound, PreconditionFailed, Unavailable
 from sidecar.ports import Hsm
 
-__all__ = ["answer_of", "new_assertion_id", "new_call_id", "problem_error", "sign_request"]
+__all__ = ["answer_of", "new_assertion_id", "new_call_id", "problem_error", "refused_or", "sign_request"]
 
 
 async def sign_request(hsm: Hsm, unsigned: UnsignedRequest) -> ProviderRequest:
@@ -66,3 +66,10 @@ def problem_error(problem: Problem) -> CustodyError:
                 retry_after_seconds=30,
                 metadata=metadata,
             )
+
+
+def refused_or(problem: Problem) -> CustodyError:
+    """As `problem_error`, for a consent that only comes into being: there is nothing yet that could be missing or have ended."""
+    if problem.kind in (ProblemKind.NOT_FOUND, ProblemKind.CONSENT_ENDED):
+        problem = Problem(kind=ProblemKind.REFUSED, code=problem.code)
+    return problem_error(problem)

@@ -6,9 +6,11 @@ else goes to a human. "Not found" and the refusal of a repeat settle nothing.
 
 import asyncio
 from collections.abc import Coroutine, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from sidecar.connectors.base import Connector, InitiationUnknown, PaymentReading, Problem, ProblemKind
+from sidecar.custody.access import connector_for
 from sidecar.custody.payments import NETWORK_LIFE_SECONDS, Payments, payment_draft, reading_of
 from sidecar.custody.provider_calls import answer_of, new_call_id, problem_error, sign_request
 from sidecar.custody.rendered import decode_request
@@ -18,10 +20,13 @@ from sidecar.domain.consent import Consent, Purpose
 from sidecar.domain.ids import ProviderId
 from sidecar.domain.payment import TERMINAL, IdempotencyClass, Payment, PaymentState
 from sidecar.domain.provider import NotSent
-from sidecar.errors import CustodyError, Internal, StaleVersion, Unavailable
+from sidecar.errors import CustodyError, Exhausted, Internal, PreconditionFailed, StaleVersion, Unavailable
 from sidecar.ports import Clock, Hsm, Store, TokenEgress
 
 __all__ = ["Reconciler"]
+
+# A provider that is no longer configured may come back with the next configuration.
+_WITHOUT_PROVIDER_SECONDS = 60.0
 
 
 class Reconciler:
@@ -47,13 +52,16 @@ class Reconciler:
     async def run_due(self, *, limit: int = 50) -> int:
         """One step for every payment whose time has come; returns how many there were.
 
-        Raises the first error of a step that could not even be put off, after all steps were tried.
+        Raises the first error of a step that could not even be put off, after all steps were tried. One payment that cannot be
+        worked on keeps no other from its turn.
         """
         due = await self._store.due_payments(self._clock.now(), limit=limit)
         steps = [self.step(payment) for payment in due if not self._payments.is_running(payment.id)]
         for result in await asyncio.gather(*steps, return_exceptions=True):
-            if isinstance(result, BaseException):
+            if isinstance(result, CustodyError) or not isinstance(result, Exception | None):
                 raise result
+            if result is not None:
+                raise Internal from result
         return len(due)
 
     async def step(self, payment: Payment) -> None:
@@ -92,21 +100,14 @@ class Reconciler:
         await self._change(payment, reconciling, AuditEvent.PAYMENT_RECONCILING, AuditOutcome.UNKNOWN)
 
     async def _reconcile(self, payment: Payment) -> None:
-        if payment.idempotency_class is IdempotencyClass.KEY_WITH_WINDOW and self._window_is_open(payment):
+        if payment.idempotency_class is IdempotencyClass.KEY_WITH_WINDOW and self._payments.window_is_open(payment):
             await self._repeat(payment)
         else:
             await self._hand_over(payment)
 
-    def _window_is_open(self, payment: Payment) -> bool:
-        idempotency = self._connectors[payment.provider].descriptor.payments.idempotency
-        if payment.dispatch_time is None or idempotency.window_seconds is None:
-            return False
-        usable = timedelta(seconds=idempotency.window_seconds - idempotency.margin_seconds)
-        return self._clock.now() < payment.dispatch_time + usable
-
     async def _repeat(self, payment: Payment) -> None:
         """Class A: the identical bytes under the same key, on a new permit."""
-        connector = self._connectors[payment.provider]
+        connector = connector_for(self._connectors, payment.provider)
         access = await self._access(payment)
         prepared = await self._payments.prepare(decode_request(payment.rendered_request), access, connector)
         seconds = connector.descriptor.payments.send_seconds
@@ -134,20 +135,20 @@ class Reconciler:
 
     async def _follow(self, payment: Payment) -> None:
         """The status of a payment that the bank has; a status that cannot be read changes nothing."""
-        connector = self._connectors[payment.provider]
-        reading = await self._read_status(payment, connector)
+        connector = connector_for(self._connectors, payment.provider)
+        reading = _as_it_stands(payment, await self._read_status(payment, connector))
         now = self._clock.now()
         age = (now - payment.create_time).total_seconds()
         terms = connector.descriptor.payments
         wait = min(max(terms.first_poll_seconds, age / 4), terms.longest_poll_seconds)
+        unchanged = reading.state is payment.state and reading.provider_status == payment.provider_status
         followed = payment.to(
             reading.state,
-            now=now,
+            now=payment.update_time if unchanged else now,
             provider_status=reading.provider_status,
             authorisation_uri=reading.authorisation_uri,
             next_attempt_time=None if reading.state in TERMINAL else now + timedelta(seconds=wait),
         )
-        unchanged = reading.state is payment.state and reading.provider_status == payment.provider_status
         outcome = AuditOutcome.SUCCEEDED if not unchanged else AuditOutcome.UNKNOWN
         await self._change(payment, followed, AuditEvent.PAYMENT_STATUS, outcome)
 
@@ -167,6 +168,8 @@ class Reconciler:
             return reading.value
         if reading.kind is ProblemKind.TOKEN_EXPIRED:
             await self._tokens.access(access.consent, refuse_older_than=access.secret.secret.row_version)
+        if reading.kind is ProblemKind.CONSENT_ENDED:
+            await self._tokens.mark_ended(access.consent, reason="PROVIDER_ENDED")
         raise problem_error(reading)
 
     async def _access(self, payment: Payment) -> Access:
@@ -177,26 +180,29 @@ class Reconciler:
         return await self._tokens.access(consent)
 
     async def _put_off_on_error(self, payment: Payment, step: Coroutine[None, None, None]) -> None:
-        """What may pass is tried again later. Where it cannot pass (the consent has ended) a human is asked about an unknown
-        outcome, and a payment that the bank has is followed no further."""
+        """What may pass is tried again later. Where it cannot pass a human is asked about an unknown outcome; a payment that the
+        bank has is followed until its consent has ended."""
         try:
             await step
         except StaleVersion:
             raise
-        except Unavailable as error:
-            await self._put_off(payment, error, self._clock.now() + timedelta(seconds=self._longest_poll(payment)))
+        except (Unavailable, Exhausted) as error:
+            await self._put_off(payment, error, self._later(payment, at_least_seconds=error.retry_after_seconds))
         except CustodyError as error:
             if payment.state is PaymentState.RECONCILING:
                 await self._hand_over(payment)
             else:
-                await self._put_off(payment, error, None)
+                ended = isinstance(error, PreconditionFailed) and error.reason.startswith("CONSENT_")
+                await self._put_off(payment, error, None if ended else self._later(payment))
 
     async def _put_off(self, payment: Payment, error: CustodyError, until: datetime | None) -> None:
-        later = payment.to(payment.state, now=self._clock.now(), next_attempt_time=until)
+        later = payment.to(payment.state, now=payment.update_time, next_attempt_time=until)
         await self._change(payment, later, AuditEvent.PAYMENT_STATUS, AuditOutcome.UNKNOWN, reason=error.reason)
 
-    def _longest_poll(self, payment: Payment) -> float:
-        return self._connectors[payment.provider].descriptor.payments.longest_poll_seconds
+    def _later(self, payment: Payment, *, at_least_seconds: float = 0.0) -> datetime:
+        connector = self._connectors.get(payment.provider)
+        seconds = connector.descriptor.payments.longest_poll_seconds if connector else _WITHOUT_PROVIDER_SECONDS
+        return self._clock.now() + timedelta(seconds=max(seconds, at_least_seconds))
 
     async def _change(
         self, before: Payment, after: Payment, event: AuditEvent, outcome: AuditOutcome, *, reason: str = ""
@@ -208,3 +214,11 @@ class Reconciler:
             expected_epoch=before.epoch,
             audit=[payment_draft(after, consent, event, outcome, reason=reason)],
         )
+
+
+def _as_it_stands(payment: Payment, reading: PaymentReading) -> PaymentReading:
+    """A status that says only that the bank has the payment does not say that its owner has approved it, and a status resource
+    repeats no links: such a payment still awaits the owner, at the same address."""
+    if payment.state is PaymentState.AWAITING_AUTHORISATION and reading.undecided and not reading.authorisation_uri:
+        return replace(reading, state=PaymentState.AWAITING_AUTHORISATION, authorisation_uri=payment.authorisation_uri)
+    return reading

@@ -3,16 +3,19 @@
 import base64
 import hashlib
 import json
+import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import assert_never
 from xml.parsers import expat
 
 from sidecar.connectors.signing import base64url, jws_input
-from sidecar.connectors.strict_json import read_object
+from sidecar.connectors.strict_json import is_json_text
 from sidecar.custody.access import check_same_request, consent_for, request_digest
 from sidecar.domain.audit import AuditDraft, AuditEvent, AuditOutcome
 from sidecar.domain.caller import Caller
-from sidecar.domain.consent import Purpose
+from sidecar.domain.consent import Consent, Purpose
 from sidecar.domain.ids import ConsentId, OwnerId, RequestId, resource_name
 from sidecar.domain.provider import KeyPurpose
 from sidecar.errors import FieldViolation, InvalidField
@@ -61,6 +64,15 @@ class Signing:
         caller.check_purposes(frozenset({Purpose.SIGNING}))
         consent.check_usable(Purpose.SIGNING, self._clock.now())
         _check_payload(request)
+        digest = request_digest(consent.id, request.kind, request.payload)
+        earlier = await self._store.claim(caller.workload, request.request_id)
+        if earlier is None:
+            return await self._sign_new(caller, consent, request, digest)
+        return _repeated(earlier, _claim(caller, request, digest, jws=""))
+
+    async def _sign_new(
+        self, caller: Caller, consent: Consent, request: SignDocument, digest: bytes
+    ) -> DetachedSignature:
         key = await self._hsm.public_key(KeyPurpose.DOCUMENT_SIGNING)
         header = {
             "alg": key.algorithm,
@@ -71,7 +83,6 @@ class Signing:
             "consent": resource_name("consents", consent.id),
         }
         signing_input = jws_input(header, request.payload)
-        payload_digest = request_digest(request.payload)
         signature = await self._hsm.sign(KeyPurpose.DOCUMENT_SIGNING, _sha256(signing_input))
         jws = f"{signing_input.partition('.')[0]}..{base64url(signature)}"
         draft = AuditDraft(
@@ -81,20 +92,11 @@ class Signing:
             provider=consent.provider,
             consent=consent.id,
             subject=consent.subject(),
-            detail_digest=payload_digest,
+            detail_digest=hashlib.sha256(request.payload).digest(),
         )
-        claim = Claim(
-            caller=caller.workload,
-            request_id=request.request_id,
-            method="Sign",
-            digest=request_digest(consent.id, request.kind, request.payload),
-            resource=jws,
-        )
+        claim = _claim(caller, request, digest, jws=jws)
         earlier = await self._store.record([draft], claim=claim)
-        if earlier is not None:
-            check_same_request(earlier, claim)
-            jws = earlier.resource
-        return DetachedSignature(detached_jws=jws, key_id=_key_id(jws), algorithm=key.algorithm)
+        return _repeated(earlier or claim, claim)
 
     async def verification_keys(self) -> tuple[PublicKey, ...]:
         """The public keys that verify what this sidecar signs: documents, and its log."""
@@ -104,30 +106,52 @@ class Signing:
         )
 
 
+def _claim(caller: Caller, request: SignDocument, digest: bytes, *, jws: str) -> Claim:
+    return Claim(caller=caller.workload, request_id=request.request_id, method="Sign", digest=digest, resource=jws)
+
+
+def _repeated(earlier: Claim, claim: Claim) -> DetachedSignature:
+    """The signature that the first call made. Raises Conflict where that was a call for something else."""
+    check_same_request(earlier, claim)
+    header = _header(earlier.resource)
+    return DetachedSignature(detached_jws=earlier.resource, key_id=str(header["kid"]), algorithm=str(header["alg"]))
+
+
 def _check_payload(request: SignDocument) -> None:
     """A payload is what its kind says; a signature over something else could be taken for what it is not."""
     if not 0 < len(request.payload) <= MAX_PAYLOAD_BYTES:
         raise _violation("payload", "length", "must have 1 to 65536 bytes")
     match request.kind:
-        case PayloadKind.JSON_DOCUMENT if read_object(request.payload) is None:
-            raise _violation("payload", "json", "must be one JSON object without duplicate names")
+        case PayloadKind.JSON_DOCUMENT if not is_json_text(request.payload):
+            raise _violation("payload", "json", "must be one JSON text in UTF-8 without duplicate names")
         case PayloadKind.XML_DOCUMENT if not _is_plain_xml(request.payload):
-            raise _violation("payload", "xml", "must be well-formed XML without a document type declaration")
+            raise _violation("payload", "xml", "must be well-formed XML in UTF-8 without a document type declaration")
         case PayloadKind.TEXT_DOCUMENT if not _is_text(request.payload):
-            raise _violation("payload", "text", "must be UTF-8 text without control characters")
-        case _:
+            raise _violation(
+                "payload", "text", "must be UTF-8 text without control characters other than tab, LF and CR"
+            )
+        case PayloadKind.JSON_DOCUMENT | PayloadKind.XML_DOCUMENT | PayloadKind.TEXT_DOCUMENT:
             return
+        case _:
+            assert_never(request.kind)
 
 
 def _is_plain_xml(payload: bytes) -> bool:
-    """Well-formed, and no document type: entities are where XML parsers are attacked."""
-    parser = expat.ParserCreate()
+    """Well-formed UTF-8 that does not call itself another encoding, and no document type: entities are where XML parsers are
+    attacked."""
+    parser = expat.ParserCreate("UTF-8")
 
     def refuse(*_: object) -> None:
         raise ValueError
 
+    def check_encoding(_version: str, encoding: str | None, _standalone: int) -> None:
+        if encoding is not None and encoding.upper() != "UTF-8":
+            raise ValueError
+
     parser.StartDoctypeDeclHandler = refuse
+    parser.XmlDeclHandler = check_encoding
     try:
+        payload.decode("utf-8")
         parser.Parse(payload, True)  # noqa: FBT003 - expat's own signature: this is the final part
     except (expat.ExpatError, ValueError):
         return False
@@ -139,13 +163,13 @@ def _is_text(payload: bytes) -> bool:
         text = payload.decode("utf-8")
     except UnicodeDecodeError:
         return False
-    return all(character in "\n\t" or character.isprintable() for character in text)
+    return all(character in "\t\n\r" or unicodedata.category(character) != "Cc" for character in text)
 
 
-def _key_id(jws: str) -> str:
-    header = jws.partition(".")[0]
-    value = json.loads(base64.urlsafe_b64decode(header + "=" * (-len(header) % 4)))
-    return str(value["kid"])
+def _header(jws: str) -> Mapping[str, object]:
+    encoded = jws.partition(".")[0]
+    header: Mapping[str, object] = json.loads(base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)))
+    return header
 
 
 def _sha256(text: str) -> bytes:

@@ -8,23 +8,27 @@ a refresh whose outcome is unknown is never reported as failed: the old access t
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
+from functools import partial
 
 from sidecar.connectors.base import Connector
 from sidecar.connectors.descriptor import origin_of
+from sidecar.custody.access import connector_for
 from sidecar.custody.owned_tasks import OwnedTasks
+from sidecar.custody.persisting import persist
 from sidecar.custody.provider_calls import new_assertion_id, sign_request
 from sidecar.domain.audit import AuditDraft, AuditEvent, AuditOutcome
 from sidecar.domain.consent import Consent, ConsentState
 from sidecar.domain.ids import ConsentId, ProviderId
-from sidecar.domain.provider import TokenGrant, TokensRefused
+from sidecar.domain.provider import NotSent, TokenGrant, TokensRefused, Unknown
 from sidecar.domain.secrets import SealedSecret, SecretContext, SecretKind
 from sidecar.errors import Corrupt, StaleVersion, Unavailable
 from sidecar.ports import Clock, ConsentSecrets, Hsm, OpenSecret, SecretsChange, Store, TokenEgress
 
 __all__ = ["Access", "Tokens", "granted_secrets"]
 
-_LEASE_SECONDS = 30.0
+# A refresh is bounded by the provider's call_seconds; the rest is for signing, for the store and for a pause after a failure.
+_LEASE_MARGIN_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,21 +77,47 @@ class Tokens:
         `refuse_older_than` is a row version that the provider has just refused as expired.
         Raises PreconditionFailed where the consent has ended, Unavailable where no living token is to be had now.
         """
-        secrets = await self._store.secrets(consent.id)
-        newest = secrets.newest(SecretKind.ACCESS_TOKEN)
-        if newest is None:
-            raise Corrupt("ENVELOPE_CORRUPT", "an active consent has no access token")
-        expired = newest.row_version <= refuse_older_than or self._is_expired(consent)
+        newest = await self._newest_access(consent.id)
+        expired = self._is_refused(consent, newest, refuse_older_than)
         if expired or self._is_due(consent):
-            consent, secrets = await self._refreshed(consent, secrets, must=expired)
-            newest = secrets.newest(SecretKind.ACCESS_TOKEN) or newest
+            consent = await self._refreshed(consent, must=expired)
+            newest = await self._newest_access(consent.id)
+            if self._is_refused(consent, newest, refuse_older_than):
+                raise Unavailable(
+                    "PROVIDER_UNAVAILABLE", "the access token has expired and could not be renewed yet; try again"
+                )
         return Access(
             consent=consent,
             secret=OpenSecret(secret=newest, context=self.access_context(consent, newest.row_version)),
         )
 
+    async def _newest_access(self, consent_id: ConsentId) -> SealedSecret:
+        newest = (await self._store.secrets(consent_id)).newest(SecretKind.ACCESS_TOKEN)
+        if newest is not None:
+            return newest
+        current = await self._store.consent(consent_id)
+        if current is not None and current.state is not ConsentState.ACTIVE:
+            raise current.not_active()  # it ended between the caller's look and ours, and its secrets are destroyed
+        raise Corrupt("ENVELOPE_CORRUPT", "an active consent has no access token")
+
+    def _is_refused(self, consent: Consent, newest: SealedSecret, refuse_older_than: int) -> bool:
+        return newest.row_version <= refuse_older_than or self._is_expired(consent)
+
+    async def renew_ended(self, consent: Consent) -> Consent:
+        """A consent that has ended here, with an access token that lives, so that the provider can be told with it.
+
+        Raises Unavailable where no living token is to be had.
+        """
+        await self._join_flight(consent)
+        latest = await self._store.consent(consent.id)
+        if latest is None or self._is_expired(latest):
+            raise Unavailable("PROVIDER_UNAVAILABLE", "the access token has expired and could not be renewed")
+        return latest
+
     async def mark_ended(self, consent: Consent, *, reason: str) -> None:
         """The provider no longer honours the consent: say so to everybody, once."""
+        if consent.state is not ConsentState.ACTIVE:
+            return
         draft = self._draft(consent, AuditEvent.CONSENT_NEEDS_REAUTHORISATION, AuditOutcome.SUCCEEDED, reason=reason)
         try:
             await self._store.change_consent(
@@ -96,56 +126,70 @@ class Tokens:
         except StaleVersion:
             return  # somebody else changed it first; whoever reads it next sees what it is now
 
-    async def _refreshed(
-        self, consent: Consent, secrets: ConsentSecrets, *, must: bool
-    ) -> tuple[Consent, ConsentSecrets]:
-        if secrets.newest(SecretKind.REFRESH_TOKEN) is None:
+    async def _refreshed(self, consent: Consent, *, must: bool) -> Consent:
+        if (await self._store.secrets(consent.id)).newest(SecretKind.REFRESH_TOKEN) is None:
             if must:
                 await self.mark_ended(consent, reason="NO_REFRESH_TOKEN")
                 raise consent.to(ConsentState.NEEDS_REAUTHORISATION).not_active()
-            return consent, secrets
-        await self._join_flight(consent)
+            return consent
+        try:
+            await self._join_flight(consent)
+        except Unavailable:
+            if must:
+                raise
+            return consent  # the old access token goes on while it lives
         latest = await self._store.consent(consent.id)
         if latest is None or latest.state is not ConsentState.ACTIVE:
             raise (latest or consent.to(ConsentState.REVOKED)).not_active()
-        if must and latest.version == consent.version:
-            raise Unavailable(
-                "PROVIDER_UNAVAILABLE", "the access token has expired and could not be renewed yet; try again"
-            )
-        return latest, await self._store.secrets(consent.id)
+        return latest
 
     async def _join_flight(self, consent: Consent) -> None:
         flight = self._flights.get(consent.id)
         if flight is None:
             flight = asyncio.ensure_future(self._tasks.run(self._refresh(consent)))
             self._flights[consent.id] = flight
-            flight.add_done_callback(lambda _: self._flights.pop(consent.id, None))
+            flight.add_done_callback(lambda done: self._landed(consent.id, done))
         await asyncio.shield(flight)
 
+    def _landed(self, consent_id: ConsentId, flight: "asyncio.Task[None]") -> None:
+        self._flights.pop(consent_id, None)
+        if not flight.cancelled():
+            flight.exception()  # whoever waited has it; where nobody waits any more it is not "never retrieved"
+
     async def _refresh(self, consent: Consent) -> None:
-        """One refresh under the lease; leaves the new pair, or a consent marked as ended, or everything as it was."""
-        now = self._clock.now()
+        """One refresh under the lease; leaves the new pair, or a consent marked as ended, or everything as it was.
+
+        After an outcome that is unknown or was refused the lease is left to run out: nobody tries the same token again at once.
+        """
+        connector = connector_for(self._connectors, consent.provider)
         draft = self._draft(consent, AuditEvent.TOKEN_REFRESH_INTENT, AuditOutcome.INTENDED)
         epoch = await self._store.take_refresh_lease(
-            consent.id, holder=self._instance, now=now, seconds=_LEASE_SECONDS, audit=draft
+            consent.id,
+            holder=self._instance,
+            now=self._clock.now(),
+            seconds=connector.descriptor.call_seconds + _LEASE_MARGIN_SECONDS,
+            audit=draft,
         )
         if epoch is None:
-            return  # another sidecar is at it
+            return  # another sidecar is at it, or has just failed at it
+        may_try_again = True
         try:
             current = await self._store.consent(consent.id)
             if current is not None and current.version == consent.version:
-                await self._refresh_under_lease(current)
+                may_try_again = await self._refresh_under_lease(current, connector)
         finally:
-            await self._store.release_refresh_lease(consent.id, epoch=epoch)
+            if may_try_again:
+                await self._store.release_refresh_lease(consent.id, epoch=epoch)
 
-    async def _refresh_under_lease(self, consent: Consent) -> None:
+    async def _refresh_under_lease(self, consent: Consent, connector: Connector) -> bool:
+        """Whether the next refresh may come at once."""
         secrets = await self._store.secrets(consent.id)
         refresh_token = secrets.newest(SecretKind.REFRESH_TOKEN)
         if refresh_token is None:
-            return
-        connector = self._connectors[consent.provider]
+            return True
         row_version = max(secret.row_version for secret in secrets.secrets) + 1
-        unsigned = connector.refresh(now=self._clock.now(), assertion_id=new_assertion_id())
+        asked_time = self._clock.now()  # a token's life begins when it is made, not when its answer is read
+        unsigned = connector.refresh(now=asked_time, assertion_id=new_assertion_id())
         outcome = await self._egress.request_tokens(
             await sign_request(self._hsm, unsigned),
             wrapped_data_key=consent.wrapped_data_key,
@@ -158,28 +202,36 @@ class Tokens:
         )
         match outcome:
             case TokenGrant():
-                await self._save(consent, secrets, outcome, row_version)
+                await self._save(consent, secrets, outcome, row_version, asked_time)
             case TokensRefused(error="invalid_grant"):
                 await self.mark_ended(consent, reason="REFRESH_REFUSED")
             case _:
-                failed = AuditOutcome.FAILED if isinstance(outcome, TokensRefused) else AuditOutcome.UNKNOWN
+                failed = AuditOutcome.UNKNOWN if isinstance(outcome, Unknown) else AuditOutcome.FAILED
                 await self._store.record([self._draft(consent, AuditEvent.TOKEN_REFRESH_FAILED, failed)])
+                return isinstance(outcome, NotSent)
+        return True
 
-    async def _save(self, consent: Consent, secrets: ConsentSecrets, grant: TokenGrant, row_version: int) -> None:
-        """The new pair, before anybody uses it. Where the provider sent no refresh token the old one stays the newest."""
-        old = [secret for secret in secrets.secrets if secret.row_version < row_version - 1]
-        if grant.refresh_token is None:
-            old = [secret for secret in old if secret.kind is not SecretKind.REFRESH_TOKEN]
-        now = self._clock.now()
-        lifetime = grant.expires_in_seconds or self._connectors[consent.provider].descriptor.oauth.access_token_seconds
-        await self._store.change_consent(
-            consent.with_changes(access_issue_time=now, access_expire_time=now + timedelta(seconds=lifetime)),
-            secrets=SecretsChange(
-                put=granted_secrets(grant, row_version),
-                delete=tuple((secret.kind, secret.row_version) for secret in old),
-            ),
-            audit=[self._draft(consent, AuditEvent.TOKEN_REFRESHED, AuditOutcome.SUCCEEDED)],
-        )
+    async def _save(
+        self, consent: Consent, secrets: ConsentSecrets, grant: TokenGrant, row_version: int, asked_time: datetime
+    ) -> None:
+        """The new pair, before anybody uses it: the provider will not give it again, so it is kept whatever else has changed in
+        the row meanwhile, unless the consent's key is gone."""
+        connector = connector_for(self._connectors, consent.provider)
+        lifetime = timedelta(seconds=grant.expires_in_seconds or connector.descriptor.oauth.access_token_seconds)
+        change = SecretsChange(put=granted_secrets(grant, row_version), delete=_outdated(secrets))
+        while consent.wrapped_data_key:
+            renewed = consent.with_changes(access_issue_time=asked_time, access_expire_time=asked_time + lifetime)
+            draft = self._draft(consent, AuditEvent.TOKEN_REFRESHED, AuditOutcome.SUCCEEDED)
+            try:
+                await persist(self._clock, partial(self._store.change_consent, renewed, secrets=change, audit=[draft]))
+            except StaleVersion:
+                latest = await self._store.consent(consent.id)
+                newest = (await self._store.secrets(consent.id)).newest(SecretKind.ACCESS_TOKEN)
+                if latest is None or (newest is not None and newest.row_version >= row_version):
+                    return  # an answer of the store was lost, and this very change is there
+                consent = latest
+            else:
+                return
 
     def _is_expired(self, consent: Consent) -> bool:
         return consent.access_expire_time is not None and self._clock.now() >= consent.access_expire_time
@@ -208,6 +260,16 @@ class Tokens:
             subject=consent.subject(),
             reason=reason,
         )
+
+
+def _outdated(secrets: ConsentSecrets) -> tuple[tuple[SecretKind, int], ...]:
+    """What goes when a new pair comes: all but the newest of each kind. That stays, until the new one is replaced in its turn;
+    where the provider sent no refresh token the old one is the one to use."""
+    kinds = (SecretKind.ACCESS_TOKEN, SecretKind.REFRESH_TOKEN)
+    kept = {(kind, newest.row_version) for kind in kinds if (newest := secrets.newest(kind)) is not None}
+    return tuple(
+        (secret.kind, secret.row_version) for secret in secrets.secrets if (secret.kind, secret.row_version) not in kept
+    )
 
 
 def granted_secrets(grant: TokenGrant, row_version: int) -> tuple[SealedSecret, ...]:

@@ -57,7 +57,7 @@ class Caller:
             raise _refused()
 
     def check_provider(self, provider: ProviderId) -> None:
-        if provider not in self.policy.providers:
+        if not self.may_use(provider):
             raise _refused()
 
     def check_purposes(self, purposes: frozenset[Purpose]) -> None:
@@ -66,7 +66,10 @@ class Caller:
 
     def check_owner(self, owner: OwnerId) -> None:
         if self.policy.owners is not None and owner not in self.policy.owners:
-            raise _refused()
+            raise Refused("OWNER_MISMATCH", "the policy does not let this workload act for this owner")
+
+    def may_use(self, provider: ProviderId) -> bool:
+        return provider in self.policy.providers
 
     def check_amount(self, amount: Money) -> None:
         limit = self.policy.payment_limits.get(amount.currency_code)

@@ -119,8 +119,17 @@ class Consent:
         )
         return PreconditionFailed(reason, advice, metadata={"state": self.state.value})
 
-    def covers_account(self, iban: str) -> bool:
-        return any(account.iban == iban for account in self.accounts)
+    def named_account(self, wanted: AccountReference) -> AccountReference | None:
+        """The consent's own reference to this account, or None where it names no such account.
+
+        A reference without a currency, on either side, means the account in every currency.
+        """
+        return next((account for account in self.accounts if _same_account(account, wanted)), None)
+
+
+def _same_account(one: AccountReference, other: AccountReference) -> bool:
+    same_currency = "" in (one.currency_code, other.currency_code) or one.currency_code == other.currency_code
+    return one.iban == other.iban and same_currency
 
 
 _NOT_ACTIVE = {

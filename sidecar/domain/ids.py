@@ -2,6 +2,7 @@
 
 import re
 import secrets
+from datetime import datetime
 from typing import NewType
 
 from sidecar.errors import FieldViolation, InvalidField
@@ -29,12 +30,12 @@ RequestId = NewType("RequestId", str)  # UUID, lower case
 _SEGMENT = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z")
 
 
-def new_consent_id() -> ConsentId:
-    return ConsentId("c-" + secrets.token_hex(12))
+def new_consent_id(now: datetime) -> ConsentId:
+    return ConsentId(f"c-{_newest_first(now)}")
 
 
-def new_payment_id() -> PaymentId:
-    return PaymentId("p-" + secrets.token_hex(12))
+def new_payment_id(now: datetime) -> PaymentId:
+    return PaymentId(f"p-{_newest_first(now)}")
 
 
 def resource_name(collection: str, identifier: str) -> str:
@@ -56,3 +57,9 @@ def parse_name(name: str, *, collection: str, field: str) -> str:
             )
         )
     return identifier
+
+
+def _newest_first(now: datetime) -> str:
+    """48 bits of time that run backwards, then 80 random bits: lists go by ascending id, and the contract says newest first."""
+    milliseconds = int(now.timestamp() * 1000)
+    return f"{2**48 - 1 - milliseconds:012x}{secrets.token_hex(10)}"

@@ -13,6 +13,7 @@ from sidecar.domain.money import Money
 from sidecar.errors import Internal
 
 __all__ = [
+    "PRODUCT_CURRENCIES",
     "TERMINAL",
     "TRANSITIONS",
     "DispatchPermit",
@@ -27,6 +28,13 @@ __all__ = [
 class PaymentProduct(StrEnum):
     SEPA_CREDIT_TRANSFER = "sepa-credit-transfer"
     INSTANT_SEPA_CREDIT_TRANSFER = "instant-sepa-credit-transfer"
+
+
+# Both SEPA schemes carry euro only (EPC125-05 and EPC004-16, section 1.2).
+PRODUCT_CURRENCIES = {
+    PaymentProduct.SEPA_CREDIT_TRANSFER: "EUR",
+    PaymentProduct.INSTANT_SEPA_CREDIT_TRANSFER: "EUR",
+}
 
 
 class IdempotencyClass(StrEnum):
