@@ -151,7 +151,7 @@ def _new_file(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
     except BaseException as error:
         path.unlink(missing_ok=True)
-        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+        if isinstance(error, OSError):
             raise Failure(f"{path} cannot be written ({error.strerror}); nothing is left of it") from error
         raise
 

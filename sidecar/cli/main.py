@@ -13,7 +13,7 @@ from typing import TextIO
 import click
 
 from sidecar.cli.failures import ExitCode, Failure
-from sidecar.cli.output import clean
+from sidecar.cli.output import ReaderGone, clean
 from sidecar.cli.plumbing import CommandGroup, Entry, global_options
 from sidecar.cli.session import Session
 
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None, *, session: Session | None = No
         return _end_with(ExitCode.INTERRUPTED, "interrupted")
     except _Terminated as terminated:
         return 128 + terminated.number
-    except BrokenPipeError:
+    except ReaderGone:
         _forget_standard_output()  # whoever read it has seen enough
         return session.exit_code
     except OSError as error:

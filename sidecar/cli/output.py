@@ -8,12 +8,25 @@ On a terminal a table is drawn by rich; elsewhere it is plain columns that no wi
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypeAlias
 
-__all__ = ["Cell", "Document", "Format", "Marked", "Mood", "Output", "Table", "clean", "relative", "time_text"]
+__all__ = [
+    "Cell",
+    "Document",
+    "Format",
+    "Marked",
+    "Mood",
+    "Output",
+    "ReaderGone",
+    "Table",
+    "clean",
+    "relative",
+    "time_text",
+]
 
 Format: TypeAlias = Literal["table", "json", "yaml"]
 Document: TypeAlias = Mapping[str, Any]  # plain values: what JSON can say
@@ -22,6 +35,10 @@ Mood: TypeAlias = Literal["good", "warning", "bad"]
 _COLOURS: Mapping[str, str] = {"good": "green", "warning": "yellow", "bad": "red"}
 # C0 and C1 controls steer terminals; direction and zero-width marks make one text look like another (CVE-2021-42574).
 _STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+
+
+class ReaderGone(Exception):
+    """Nobody reads standard output any more. Not an OSError, because click ends the process for a broken pipe in its own way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,44 +70,51 @@ class Output:
     colour: bool = True
 
     def show(self, document: Document, tables: Iterable[Table]) -> None:
-        """Write a result: the document, or the tables that say the same to a person."""
-        if self.form == "table":
+        """Write a result: the document, or the tables that say the same to a person. Raises ReaderGone, as all of these do."""
+        with _standard_output():
+            if self.form != "table":
+                sys.stdout.write(_encoded(document, self.form))
+                return
             for number, table in enumerate(tables):
-                self._write("\n" if number else "")
+                sys.stdout.write("\n" if number else "")
                 self._draw(table)
-        else:
-            self._write(_encoded(document, self.form))
-        sys.stdout.flush()
 
     def show_line(self, document: Document, text: str) -> None:
         """Write one of a stream of results: a line of JSON, a document of YAML, or a line of text."""
-        if self.form == "json":
-            self._write(json.dumps(document) + "\n")
-        elif self.form == "yaml":
-            self._write("---\n" + _encoded(document, "yaml"))
-        else:
-            self._write(clean(text) + "\n")
-        sys.stdout.flush()
+        with _standard_output():
+            if self.form == "json":
+                sys.stdout.write(json.dumps(document) + "\n")
+            elif self.form == "yaml":
+                sys.stdout.write("---\n" + _encoded(document, "yaml"))
+            else:
+                sys.stdout.write(clean(text) + "\n")
 
     def raw(self, text: str) -> None:
         """Write text as it is: a shell script, a PEM."""
-        self._write(text)
-        sys.stdout.flush()
+        with _standard_output():
+            sys.stdout.write(text)
 
     def say(self, text: str) -> None:
         """Tell the person something. Not data."""
         print(clean(text), file=sys.stderr, flush=True)
-
-    def _write(self, text: str) -> None:
-        sys.stdout.write(text)
 
     def _draw(self, table: Table) -> None:
         if sys.stdout.isatty():
             _draw_on_terminal(table, colour=self.colour)
             return
         if table.title:
-            self._write(f"{table.title}\n")
-        self._write("".join(f"{line}\n" for line in _plain_lines(table)))
+            sys.stdout.write(f"{table.title}\n")
+        sys.stdout.writelines(f"{line}\n" for line in _plain_lines(table))
+
+
+@contextmanager
+def _standard_output() -> Iterator[None]:
+    """Whole when this ends: what is left in a buffer could fail when nobody looks any more."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        raise ReaderGone from error
 
 
 def clean(text: str) -> str:

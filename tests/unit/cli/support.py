@@ -90,7 +90,11 @@ def sandbox() -> tuple[FakeCustody, list[str]]:
     time = NOW - timedelta(hours=1)
     fake = FakeCustody(clock=lambda: time)
     client = fake.client(owner="user:42")
-    asked = {"provider": fake.provider, "redirect_uri": fake.redirect_uri, "expire_time": NOW + timedelta(days=90)}
+    asked: dict[str, Any] = {
+        "provider": fake.provider,
+        "redirect_uri": fake.redirect_uri,
+        "expire_time": NOW + timedelta(days=90),
+    }
     names = []
     for number, purposes in enumerate(([Purpose.PAYMENTS, Purpose.ACCOUNTS], [Purpose.BALANCES], [Purpose.ACCOUNTS])):
         time += timedelta(minutes=1)

@@ -1,15 +1,19 @@
 """What the commands that ask a sidecar write, and how they end. JSON is a contract: golden files hold it."""
 
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import yaml
 from custody import ErrorReason
 from custody.testing import FakeCustody
 from custody.values import ConsentState, PaymentState
+from google.protobuf.message import Message
 
 from sidecar.cli import consents, payments
+from sidecar.cli.session import Session
 from tests.unit.cli.support import (
     AUSTRIAN_IBAN,
     GERMAN_IBAN,
@@ -23,17 +27,15 @@ from tests.unit.cli.support import (
     some_token,
 )
 
-AUDIT_VECTORS = "tests/vectors/audit"
 
-
-def told(**changes):
+def told(**changes: Any) -> Session:
     return session_of(ToldSidecar(status_now=good_status(**changes), keys_now=some_keys()))
 
 
 # --- status ---------------------------------------------------------------------------------------------------------------
 
 
-def test_status_of_a_sidecar_that_is_well():
+def test_status_of_a_sidecar_that_is_well() -> None:
     """Exit status 0; the document is the contract's."""
     counts = {ConsentState.ACTIVE: 7, ConsentState.REVOKED: 2}
     ran = run("--format", "json", "status", session=told(consent_counts=counts))
@@ -58,7 +60,7 @@ def test_status_of_a_sidecar_that_is_well():
         ),
     ],
 )
-def test_status_3_tells_what_needs_attention(changes, attention):
+def test_status_3_tells_what_needs_attention(changes: dict[str, Any], attention: str) -> None:
     """Each thing that is not well ends in exit status 3 and is named, for people and for scripts."""
     table = run("status", session=told(**changes))
     document = run("--format", "json", "status", session=told(**changes)).document()
@@ -69,7 +71,7 @@ def test_status_3_tells_what_needs_attention(changes, attention):
     assert document["degradations"] == [attention]
 
 
-def test_a_table_tells_how_far_away_a_time_is():
+def test_a_table_tells_how_far_away_a_time_is() -> None:
     """Times stand in RFC 3339 and relative to now."""
     ran = run("status", session=told())
 
@@ -77,7 +79,7 @@ def test_a_table_tells_how_far_away_a_time_is():
     assert "2026-11-23T07:59:59Z (1 s ago)" in ran.out
 
 
-def test_yaml_says_the_same_as_json():
+def test_yaml_says_the_same_as_json() -> None:
     """Both formats carry one document."""
     as_json = run("--format", "json", "status", session=told()).document()
     as_yaml = yaml.safe_load(run("--format", "yaml", "status", session=told()).out)
@@ -88,7 +90,7 @@ def test_yaml_says_the_same_as_json():
 # --- keys -----------------------------------------------------------------------------------------------------------------
 
 
-def test_keys_are_listed():
+def test_keys_are_listed() -> None:
     """Every key with its attributes, and no secret, since none is in the answer."""
     ran = run("--format", "json", "key", "list", session=told())
 
@@ -96,7 +98,7 @@ def test_keys_are_listed():
     assert_golden("keys.json", ran.out)
 
 
-def test_one_key_is_shown_with_its_address_for_other_tools():
+def test_one_key_is_shown_with_its_address_for_other_tools() -> None:
     """The URI (RFC 7512) names token, serial, object and id, escaped."""
     ran = run("--format", "json", "key", "show", "root/2026-11", session=told())
 
@@ -109,7 +111,7 @@ def test_one_key_is_shown_with_its_address_for_other_tools():
 
 
 @pytest.mark.parametrize("wanted", ["keys/0102", "0102", "audit/2026-11"])
-def test_a_key_is_found_by_name_id_or_label(wanted):
+def test_a_key_is_found_by_name_id_or_label(wanted: str) -> None:
     """All three show the same key."""
     ran = run("key", "show", wanted, session=told())
 
@@ -117,14 +119,14 @@ def test_a_key_is_found_by_name_id_or_label(wanted):
     assert "audit/2026-11" in ran.out
 
 
-def test_a_master_key_has_no_address_in_the_token():
+def test_a_master_key_has_no_address_in_the_token() -> None:
     """It is no object of the HSM, so no tool could find it there."""
     document = run("--format", "json", "key", "show", "master/3", session=told()).document()
 
     assert document["uri"] is None
 
 
-def test_the_public_half_alone_is_a_pem_file():
+def test_the_public_half_alone_is_a_pem_file() -> None:
     """What verify takes; a secret key has none, and says so."""
     public = run("key", "show", "audit/2026-11", "--pem", session=told())
     secret = run("key", "show", "root/2026-11", "--pem", session=told())
@@ -135,7 +137,7 @@ def test_the_public_half_alone_is_a_pem_file():
     assert "has no public half" in secret.err
 
 
-def test_a_key_that_is_not_there_or_not_unique_is_refused():
+def test_a_key_that_is_not_there_or_not_unique_is_refused() -> None:
     """bi_E16: none, or two, is an error that says how to go on."""
     keys = (*some_keys(), replace(some_keys()[1], name="keys/0304"))
     doubled = session_of(ToldSidecar(status_now=good_status(), keys_now=keys))
@@ -152,7 +154,7 @@ def test_a_key_that_is_not_there_or_not_unique_is_refused():
 # --- consents -------------------------------------------------------------------------------------------------------------
 
 
-def test_consents_are_listed_newest_first():
+def test_consents_are_listed_newest_first() -> None:
     """Of every owner; the document is the contract's."""
     fake, names = sandbox()
     ran = run("--format", "json", "consent", "list", session=session_of(fake))
@@ -161,7 +163,7 @@ def test_consents_are_listed_newest_first():
     assert_golden("consents.json", ran.out)
 
 
-def test_a_list_shows_no_account_and_no_name_of_a_person():
+def test_a_list_shows_no_account_and_no_name_of_a_person() -> None:
     """What scrolls by on a screen names nobody."""
     fake, _ = sandbox()
     listed = run("consent", "list", session=session_of(fake)).out + run("payment", "list", session=session_of(fake)).out
@@ -184,7 +186,7 @@ def test_a_list_shows_no_account_and_no_name_of_a_person():
         (["--limit", "2"], [2, 1]),
     ],
 )
-def test_consents_are_filtered(filters, expected):
+def test_consents_are_filtered(filters: list[str], expected: list[int]) -> None:
     """By state, owner, provider; cut off by --limit, which says so."""
     fake, names = sandbox()
     document = run("--format", "json", "consent", "list", *filters, session=session_of(fake)).document()
@@ -193,13 +195,13 @@ def test_consents_are_filtered(filters, expected):
     assert document["more"] is ("--limit" in filters)
 
 
-def test_the_states_to_filter_by_are_those_of_the_client():
+def test_the_states_to_filter_by_are_those_of_the_client() -> None:
     """The lists are written out so that help need not load the client; none may be missing."""
     assert set(consents.STATES) == {state.value for state in ConsentState} - {"UNRECOGNISED"}
     assert set(payments.STATES) == {state.value for state in PaymentState} - {"UNRECOGNISED"}
 
 
-def test_one_consent_is_shown():
+def test_one_consent_is_shown() -> None:
     """By its name or its bare id."""
     fake, names = sandbox()
     by_name = run("--format", "json", "consent", "show", names[0], session=session_of(fake))
@@ -209,7 +211,7 @@ def test_one_consent_is_shown():
     assert_golden("consent.json", by_name.out)
 
 
-def test_a_consent_that_is_not_there():
+def test_a_consent_that_is_not_there() -> None:
     """Exit status 1, with the contract's reason and what to do."""
     ran = run("consent", "show", "nope", session=session_of(FakeCustody()))
 
@@ -218,7 +220,7 @@ def test_a_consent_that_is_not_there():
     assert "CONSENT_NOT_FOUND" in ran.err or "FIELD_INVALID" in ran.err
 
 
-def test_revoking_asks_for_the_name_and_ends_the_consent():
+def test_revoking_asks_for_the_name_and_ends_the_consent() -> None:
     """Only the typed name goes on; what becomes permanent is said first."""
     fake, names = sandbox()
     session = session_of(fake, can_ask=lambda: True)
@@ -230,7 +232,7 @@ def test_revoking_asks_for_the_name_and_ends_the_consent():
 
 
 @pytest.mark.parametrize("typed", ["", "\n", "yes\n", "consents/other\n"])
-def test_anything_else_typed_changes_nothing(typed):
+def test_anything_else_typed_changes_nothing(typed: str) -> None:
     """Not y, not an empty line, not the end of the input."""
     fake, names = sandbox()
     ran = run("consent", "revoke", names[0], session=session_of(fake, can_ask=lambda: True), typed=typed)
@@ -241,7 +243,7 @@ def test_anything_else_typed_changes_nothing(typed):
 
 
 @pytest.mark.parametrize(("options", "can_ask"), [([], False), (["--no-input"], True)])
-def test_bi_e7_where_nobody_can_be_asked_nothing_is_done(options, can_ask):
+def test_bi_e7_where_nobody_can_be_asked_nothing_is_done(options: list[str], can_ask: bool) -> None:
     """Without a terminal, or with --no-input, --yes is needed; an answer on standard input does not count."""
     fake, names = sandbox()
     session = session_of(fake, can_ask=lambda: can_ask)
@@ -252,7 +254,7 @@ def test_bi_e7_where_nobody_can_be_asked_nothing_is_done(options, can_ask):
     assert fake.client().consents.get(names[0]).state is ConsentState.ACTIVE
 
 
-def test_yes_answers_the_question():
+def test_yes_answers_the_question() -> None:
     """Before the command or behind it; a second time does no harm."""
     fake, names = sandbox()
     first = run("--yes", "consent", "revoke", names[0], session=session_of(fake))
@@ -265,17 +267,17 @@ def test_yes_answers_the_question():
 class Spy:
     """A transport's memory: which methods were called."""
 
-    def __init__(self, fake):
-        self.fake, self.methods = fake, []
+    def __init__(self, fake: FakeCustody) -> None:
+        self.methods: list[str] = []
         self._invoke = fake.invoke
-        fake.invoke = self.invoke
+        fake.invoke = self.invoke  # type: ignore[method-assign]
 
-    def invoke(self, method, request):
+    def invoke(self, method: str, request: Message) -> Message:
         self.methods.append(method)
         return self._invoke(method, request)
 
 
-def test_bi_e30_a_dry_run_only_reads():
+def test_bi_e30_a_dry_run_only_reads() -> None:
     """It shows the consent and says what would happen; no method that changes anything is called, --yes or not."""
     fake, names = sandbox()
     spy = Spy(fake)
@@ -291,7 +293,7 @@ def test_bi_e30_a_dry_run_only_reads():
 # --- payments -------------------------------------------------------------------------------------------------------------
 
 
-def test_payments_are_listed():
+def test_payments_are_listed() -> None:
     """Newest first; the document is the contract's."""
     fake, _ = sandbox()
     ran = run("--format", "json", "payment", "list", session=session_of(fake))
@@ -300,7 +302,7 @@ def test_payments_are_listed():
     assert_golden("payments.json", ran.out)
 
 
-def test_payments_are_filtered():
+def test_payments_are_filtered() -> None:
     """By consent and state."""
     fake, names = sandbox()
     unknown = run("--format", "json", "payment", "list", "--state", "UNKNOWN", session=session_of(fake)).document()
@@ -310,7 +312,7 @@ def test_payments_are_filtered():
     assert other["payments"] == []
 
 
-def test_an_unknown_payment_is_never_shown_as_failed():
+def test_an_unknown_payment_is_never_shown_as_failed() -> None:
     """UNKNOWN stays UNKNOWN, with the warning not to pay again."""
     fake, _ = sandbox()
     listed = run("--format", "json", "payment", "list", "--state", "UNKNOWN", session=session_of(fake)).document()
@@ -322,7 +324,7 @@ def test_an_unknown_payment_is_never_shown_as_failed():
     assert "Never have it paid again" in ran.err
 
 
-def test_one_payment_is_shown():
+def test_one_payment_is_shown() -> None:
     """The document is the contract's; the address where its person authorises it is not in it."""
     fake, _ = sandbox()
     name = run("--format", "json", "payment", "list", session=session_of(fake)).document()["payments"][0]["name"]
@@ -335,7 +337,7 @@ def test_one_payment_is_shown():
 # --- the log --------------------------------------------------------------------------------------------------------------
 
 
-def test_the_last_entries_are_shown_oldest_first():
+def test_the_last_entries_are_shown_oldest_first() -> None:
     """As JSON, a line for each; the document is the contract's."""
     fake, _ = sandbox()
     ran = run("--format", "json", "audit", "tail", "-n", "3", session=session_of(fake))
@@ -345,7 +347,7 @@ def test_the_last_entries_are_shown_oldest_first():
     assert_golden("audit-entries.jsonl", ran.out)
 
 
-def test_the_log_is_filtered_by_consent_and_payment():
+def test_the_log_is_filtered_by_consent_and_payment() -> None:
     """With the full name or the bare id."""
     fake, names = sandbox()
     ran = run(
@@ -355,12 +357,12 @@ def test_the_log_is_filtered_by_consent_and_payment():
     assert {json.loads(line)["consent"] for line in ran.out.splitlines()} == {names[2]}
 
 
-def test_following_shows_each_new_entry_once_and_ends_with_ctrl_c():
+def test_following_shows_each_new_entry_once_and_ends_with_ctrl_c() -> None:
     """New entries appear as they come, in order; Ctrl-C is exit status 130."""
     fake, names = sandbox()
-    rounds = iter([lambda: fake.client().consents.revoke(names[1]), lambda: None])
+    rounds: Iterator[Callable[[], object]] = iter([lambda: fake.client().consents.revoke(names[1]), lambda: None])
 
-    def sleep(_seconds):
+    def sleep(_seconds: float) -> None:
         try:
             next(rounds)()
         except StopIteration:
@@ -374,12 +376,12 @@ def test_following_shows_each_new_entry_once_and_ends_with_ctrl_c():
     assert entries[1]["index"] == entries[0]["index"] + 1
 
 
-def test_following_from_now_on_shows_nothing_of_before():
+def test_following_from_now_on_shows_nothing_of_before() -> None:
     """-n 0 -f starts behind the last entry."""
     fake, names = sandbox()
     rounds = iter([lambda: fake.client().consents.revoke(names[1])])
 
-    def sleep(_seconds):
+    def sleep(_seconds: float) -> None:
         try:
             next(rounds)()
         except StopIteration:
@@ -402,7 +404,7 @@ def test_following_from_now_on_shows_nothing_of_before():
         (ErrorReason.INTERNAL, 1),
     ],
 )
-def test_an_error_of_the_sidecar_is_words_and_an_exit_code(reason, code):
+def test_an_error_of_the_sidecar_is_words_and_an_exit_code(reason: ErrorReason, code: int) -> None:
     """One line with the reason, one with advice; nothing on standard output, no traceback."""
     fake = FakeCustody()
     fake.fail_next(reason, times=9)
