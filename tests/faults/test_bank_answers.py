@@ -694,6 +694,7 @@ TLS_CASES = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
 @pytest.mark.parametrize("case", TLS_CASES, ids=lambda case: case.id)
 def test_only_the_right_bank_gets_a_connection(tmp_path: Path, case: TlsCase) -> None:
     """CA, name, time and version of the bank's certificate decide; without a handshake not a byte of the request leaves."""

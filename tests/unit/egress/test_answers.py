@@ -79,3 +79,25 @@ def test_a_connection_is_kept_only_when_both_sides_may() -> None:
     reader.feed_end()
     assert reader.complete
     assert not reader.reusable
+
+
+@pytest.mark.parametrize("answer", WHOLE)
+def test_pieces_of_the_body_are_wiped_once_the_sink_has_them(answer: bytes) -> None:
+    """They may hold new tokens, and do not wait for an allocator to overwrite them."""
+    given_out: list[object] = []
+
+    class Sink(BytesSink):
+        def append(self, data: memoryview) -> None:
+            super().append(data)
+            given_out.append(data.obj)
+
+    sink = Sink()
+    reader = AnswerReader(method="GET", max_answer_bytes=1000, sink=sink)
+
+    assert reader.feed(memoryview(bytearray(answer)))
+
+    assert bytes(sink.body) == b'{"a":1}'
+    assert given_out
+    for piece in given_out:
+        assert isinstance(piece, bytearray)
+        assert not any(piece)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,6 +208,24 @@ def test_connections_per_origin_are_bounded(tmp_path: Path) -> None:
         assert lab.bank.connections == 2
 
     _run(tmp_path, test, limit=2)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_close_that_the_loop_has_not_seen_yet_is_found_before_the_write(tmp_path: Path, loop: str) -> None:
+    """The bank closes while this process is busy: the kernel knows it, so the kept connection is not used and nothing is lost."""
+
+    def closes(exchange: Exchange) -> None:
+        exchange.send(http_answer(200, b"{}"))
+        exchange.stopping.wait(0.1)
+        exchange.close_notify()
+
+    async def test(lab: Lab) -> None:
+        for _ in range(3):
+            assert isinstance(await lab.read(), Answer)
+            time.sleep(0.4)
+        assert len(lab.bank.requests) == lab.bank.connections == 3
+
+    _run(tmp_path, test, script=closes, loop=loop)
 
 
 def test_waiting_for_a_connection_ends_at_the_deadline(tmp_path: Path) -> None:
