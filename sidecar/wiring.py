@@ -172,7 +172,7 @@ class Sidecar:
         )
         servicers = Servicers(
             consents=ConsentServicer(consents=consents),
-            payments=PaymentServicer(payments=payments),
+            payments=PaymentServicer(payments=payments, reconciler=reconciler),
             accounts=AccountServicer(
                 accounts=Accounts(
                     store=store, egress=egress, hsm=hsm, clock=self._clock, connectors=connectors, tokens=tokens

@@ -28,6 +28,8 @@ __all__ = ["Reconciler"]
 # A provider that is no longer configured may come back with the next configuration.
 _WITHOUT_PROVIDER_SECONDS = 60.0
 
+_FOLLOWED = frozenset({PaymentState.ACCEPTED, PaymentState.AWAITING_AUTHORISATION})
+
 
 class Reconciler:
     def __init__(
@@ -63,6 +65,20 @@ class Reconciler:
             if result is not None:
                 raise Internal from result
         return len(due)
+
+    async def latest(self, payment: Payment) -> Payment:
+        """The payment with the provider's news, where it is one that is followed and was not asked for just now.
+
+        A provider that does not answer leaves the payment as it stands.
+        """
+        connector = self._connectors.get(payment.provider)
+        if payment.state not in _FOLLOWED or connector is None:
+            return payment
+        pace = timedelta(seconds=connector.descriptor.payments.first_poll_seconds)
+        if self._clock.now() - payment.update_time < pace:
+            return payment
+        await self.step(payment)
+        return await self._store.payment(payment.id) or payment
 
     async def step(self, payment: Payment) -> None:
         """One step for one payment. A step that cannot be made now is put off, never dropped."""

@@ -7,6 +7,7 @@ from custody.v1 import payment_pb2 as pb
 from custody.v1 import payment_pb2_grpc
 
 from sidecar.custody.payments import InitiatePayment, Payments
+from sidecar.custody.reconcile import Reconciler
 from sidecar.domain.ids import ConsentId, OwnerId, PaymentId, RequestId, parse_name
 from sidecar.gateway.boundary import current_caller
 from sidecar.gateway.servicers.paging import after_of, page_of, page_size
@@ -19,8 +20,9 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class PaymentServicer(payment_pb2_grpc.PaymentServiceServicer):
-    def __init__(self, *, payments: Payments) -> None:
+    def __init__(self, *, payments: Payments, reconciler: Reconciler) -> None:
         self._payments = payments
+        self._reconciler = reconciler
 
     async def InitiatePayment(self, request: pb.InitiatePaymentRequest, context: Context) -> pb.InitiatePaymentResponse:
         payment = await self._payments.initiate(
@@ -46,7 +48,7 @@ class PaymentServicer(payment_pb2_grpc.PaymentServiceServicer):
     async def GetPayment(self, request: pb.GetPaymentRequest, context: Context) -> pb.GetPaymentResponse:
         payment_id = PaymentId(parse_name(request.payment, collection="payments", field="payment"))
         owner = OwnerId(request.owner) if request.owner else None
-        payment = await self._payments.get(current_caller(), payment_id, owner)
+        payment = await self._reconciler.latest(await self._payments.get(current_caller(), payment_id, owner))
         return pb.GetPaymentResponse(payment=payment_message(payment))
 
     async def ListPayments(self, request: pb.ListPaymentsRequest, context: Context) -> pb.ListPaymentsResponse:
