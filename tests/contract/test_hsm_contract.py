@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ from tests.fakes.hsm import FakeHsm
 from tests.fakes.token import ProvisionedToken, RawHsm
 
 DIGEST = hashlib.sha256(b"what is signed").digest()
-SIGNING = [purpose for purpose in KeyPurpose if purpose is not KeyPurpose.ROOT]
+SIGNING: list[KeyPurpose] = [purpose for purpose in KeyPurpose if purpose is not KeyPurpose.ROOT]
 
 
 class Subject:
@@ -30,6 +30,9 @@ class Subject:
     def __init__(self, hsm: Hsm, take_away: Callable[[], None]) -> None:
         self.hsm = hsm
         self.take_away = take_away
+
+
+NewSubject = Callable[[], AbstractAsyncContextManager[Subject]]
 
 
 @asynccontextmanager
@@ -64,7 +67,7 @@ def token(tmp_path_factory: pytest.TempPathFactory) -> ProvisionedToken:
 
 
 @pytest.fixture(params=["fake", "real"])
-def subject(request: pytest.FixtureRequest) -> Iterator[Callable[[], object]]:
+def subject(request: pytest.FixtureRequest) -> Iterator[NewSubject]:
     if request.param == "fake":
         yield fake_subject
     else:
@@ -84,7 +87,9 @@ def verifies(key: PublicKey, signature: bytes, digest: bytes) -> bool:
 
 
 @pytest.mark.parametrize("purpose", SIGNING)
-def test_a_signature_verifies_under_the_public_key_of_its_purpose_only(subject, purpose):
+def test_a_signature_verifies_under_the_public_key_of_its_purpose_only(
+    subject: NewSubject, purpose: KeyPurpose
+) -> None:
     """`sign` gives r || s over the digest, under exactly the key that `public_key` names."""
 
     async def check() -> None:
@@ -99,7 +104,7 @@ def test_a_signature_verifies_under_the_public_key_of_its_purpose_only(subject, 
     asyncio.run(check())
 
 
-def test_a_public_key_is_named_by_its_hash(subject):
+def test_a_public_key_is_named_by_its_hash(subject: NewSubject) -> None:
     """`key_id` is the first 16 hexadecimal digits of SHA-256 over the SPKI, and stays the same."""
 
     async def check() -> None:
@@ -114,7 +119,7 @@ def test_a_public_key_is_named_by_its_hash(subject):
     asyncio.run(check())
 
 
-def test_the_root_key_neither_signs_nor_has_a_public_key(subject):
+def test_the_root_key_neither_signs_nor_has_a_public_key(subject: NewSubject) -> None:
     """The root key wraps and does nothing else."""
 
     async def check() -> None:
@@ -128,7 +133,7 @@ def test_the_root_key_neither_signs_nor_has_a_public_key(subject):
 
 
 @pytest.mark.parametrize("length", [0, 20, 31, 33, 64])
-def test_a_digest_of_another_length_is_refused(subject, length):
+def test_a_digest_of_another_length_is_refused(subject: NewSubject, length: int) -> None:
     """Only SHA-256 digests are signed: nothing is hashed, cut or padded on the way."""
 
     async def check() -> None:
@@ -139,7 +144,7 @@ def test_a_digest_of_another_length_is_refused(subject, length):
     asyncio.run(check())
 
 
-def test_many_signatures_at_once_each_fit_their_digest(subject):
+def test_many_signatures_at_once_each_fit_their_digest(subject: NewSubject) -> None:
     """Answers are paired with their questions, however many are under way."""
 
     async def check() -> None:
@@ -153,7 +158,7 @@ def test_many_signatures_at_once_each_fit_their_digest(subject):
     asyncio.run(check())
 
 
-def test_an_hsm_that_is_away_is_unavailable(subject):
+def test_an_hsm_that_is_away_is_unavailable(subject: NewSubject) -> None:
     """No HSM, no signature: the caller is told to try again with the same request id, and never gets something else."""
 
     async def check() -> None:

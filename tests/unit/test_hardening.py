@@ -44,7 +44,7 @@ def report(environment: dict[str, str]) -> dict[str, object]:
     return found
 
 
-def test_with_the_supervisors_environment_every_measure_holds():
+def test_with_the_supervisors_environment_every_measure_holds() -> None:
     """All but the capabilities, which whoever runs the container takes away."""
     found = report(WIPING_ENVIRONMENT)
 
@@ -65,20 +65,23 @@ def test_with_the_supervisors_environment_every_measure_holds():
     ],
     ids=["nothing", "malloc alone", "tunables alone", "thread cache on", "misspelt"],
 )
-def test_an_allocator_that_does_not_wipe_is_found_out(environment):
+def test_an_allocator_that_does_not_wipe_is_found_out(environment: dict[str, str]) -> None:
     """A switch that is missing or misspelt is ignored without a word: the self-test says so."""
     assert report(environment)["freed_memory_wiped"] is False
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to have capabilities")
-def test_capabilities_are_reported():
+def test_capabilities_are_reported() -> None:
     """As root they are there, and the report says so."""
-    assert "no_capabilities" in report(WIPING_ENVIRONMENT)["missing"]
+    missing = report(WIPING_ENVIRONMENT)["missing"]
+
+    assert isinstance(missing, list)
+    assert "no_capabilities" in missing
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root and setpriv")
 @pytest.mark.parametrize("hardened", [True, False])
-def test_the_same_user_cannot_look_inside(hardened):
+def test_the_same_user_cannot_look_inside(hardened: bool) -> None:
     """A process of the same user reads our environment and memory unless we are hardened."""
     as_nobody = ["setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups", "--inh-caps=-all"]
     after = "\nharden()\n" if hardened else ""
@@ -105,7 +108,7 @@ def test_the_same_user_cannot_look_inside(hardened):
     assert (b"PermissionError" in looked.stderr) is hardened
 
 
-def test_no_core_file_is_written(tmp_path):
+def test_no_core_file_is_written(tmp_path: Path) -> None:
     """After SIGABRT nothing lies in the directory, though the limit of the parent would allow it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
     done = run(f"\nos.chdir({str(tmp_path)!r})\nharden()\nos.kill(os.getpid(), signal.SIGABRT)\n")
@@ -115,7 +118,7 @@ def test_no_core_file_is_written(tmp_path):
     assert (soft, hard) == resource.getrlimit(resource.RLIMIT_CORE)
 
 
-def test_a_child_dies_with_its_parent():
+def test_a_child_dies_with_its_parent() -> None:
     """SIGKILL of the parent: the child, which waits for nothing and reads nothing, is gone too."""
     child = SOURCE + "\nharden(parent_pid=os.getppid())\nprint(os.getpid(), flush=True)\nsignal.pause()\n"
     parent = subprocess.Popen(
@@ -132,14 +135,14 @@ def test_a_child_dies_with_its_parent():
     assert alive == []
 
 
-def test_a_parent_that_is_gone_already_is_noticed():
+def test_a_parent_that_is_gone_already_is_noticed() -> None:
     """Between exec and the binding the parent may end: then no signal would ever come."""
     done = run("\nharden(parent_pid=1 if os.getppid() != 1 else 2)\n")
 
     assert "ParentGone" in done.stderr
 
 
-def test_missing_names_what_does_not_hold():
+def test_missing_names_what_does_not_hold() -> None:
     """The report is for people too."""
     posture = Posture(
         not_dumpable=True,
@@ -153,7 +156,7 @@ def test_missing_names_what_does_not_hold():
     assert posture.missing() == ("no_core_file", "freed_memory_wiped")
 
 
-def test_freed_memory_is_given_back():
+def test_freed_memory_is_given_back() -> None:
     """Many small blocks, freed in between others: the process is smaller afterwards."""
     done = run(
         """

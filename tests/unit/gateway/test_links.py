@@ -16,7 +16,9 @@ from sidecar.domain.provider import (
     KeyPurpose,
     NotSent,
     ProviderRequest,
+    SendOutcome,
     TokenGrant,
+    TokenOutcome,
     TokensRefused,
     Unknown,
 )
@@ -49,6 +51,8 @@ from sidecar.ipc.messages import (
 
 REQUEST = ProviderRequest(method="GET", origin="https://bank.example:443", target="/", headers=())
 CONTEXT = SecretContext(cluster="c", owner="o", consent="x", provider_origin="https://bank.example:443")
+
+Asking = Callable[[EgressLink], Coroutine[Any, Any, object]]
 
 
 class Child:
@@ -124,7 +128,7 @@ async def prepared_on(link: EgressLink, child: Child, handle: int = 7) -> Any:
 # --- hsm ---------------------------------------------------------------------------------------------------------------
 
 
-def test_answers_find_their_questions_in_any_order():
+def test_answers_find_their_questions_in_any_order() -> None:
     """Two calls under way, answered the other way round."""
 
     async def check() -> None:
@@ -143,7 +147,7 @@ def test_answers_find_their_questions_in_any_order():
     asyncio.run(check())
 
 
-def test_a_request_carries_the_deadline_of_its_caller():
+def test_a_request_carries_the_deadline_of_its_caller() -> None:
     """The child can see when nobody waits any more, on the clock that all processes share."""
 
     async def check() -> None:
@@ -160,7 +164,7 @@ def test_a_request_carries_the_deadline_of_its_caller():
     asyncio.run(check())
 
 
-def test_silence_is_unavailable_and_a_late_answer_is_nobodys(monkeypatch):
+def test_silence_is_unavailable_and_a_late_answer_is_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
     """A child that answers after the deadline: the caller has failed by then, and the next call gets its own answer."""
     monkeypatch.setattr(links, "HSM_DEADLINE_SECONDS", 0.1)
 
@@ -184,7 +188,7 @@ def test_silence_is_unavailable_and_a_late_answer_is_nobodys(monkeypatch):
     asyncio.run(check())
 
 
-def test_a_link_that_never_had_a_child_is_unavailable(monkeypatch):
+def test_a_link_that_never_had_a_child_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     """No process within the deadline: Unavailable, for every method."""
     monkeypatch.setattr(links, "HSM_DEADLINE_SECONDS", 0.05)
 
@@ -207,7 +211,7 @@ def test_a_link_that_never_had_a_child_is_unavailable(monkeypatch):
         (Failure(kind="NeverHeardOf", reason="HSM_UNAVAILABLE", description="d"), Unavailable),
     ],
 )
-def test_a_failure_becomes_its_error(failure, error):
+def test_a_failure_becomes_its_error(failure: Failure, error: type[CustodyError]) -> None:
     """The child names an error of our tree, and the caller gets it; a kind that is not expected is Unavailable."""
 
     async def check() -> None:
@@ -236,7 +240,7 @@ BAD_ANSWERS = {
 
 
 @pytest.mark.parametrize("octets", BAD_ANSWERS.values(), ids=BAD_ANSWERS)
-def test_rubbish_ends_the_connection(octets):
+def test_rubbish_ends_the_connection(octets: bytes | bytearray) -> None:
     """Bytes that are no answer of this socket fail every waiting caller and end the connection."""
 
     async def check() -> None:
@@ -251,7 +255,7 @@ def test_rubbish_ends_the_connection(octets):
     asyncio.run(check())
 
 
-def test_an_answer_of_another_kind_ends_the_connection():
+def test_an_answer_of_another_kind_ends_the_connection() -> None:
     """A well-formed answer that does not fit its question is no answer."""
 
     async def check() -> None:
@@ -267,7 +271,7 @@ def test_an_answer_of_another_kind_ends_the_connection():
     asyncio.run(check())
 
 
-def test_an_answer_in_single_octets_is_put_together():
+def test_an_answer_in_single_octets_is_put_together() -> None:
     """The kernel may deliver a frame in any pieces."""
 
     async def check() -> None:
@@ -284,7 +288,7 @@ def test_an_answer_in_single_octets_is_put_together():
     asyncio.run(check())
 
 
-def test_a_caller_that_goes_away_leaves_nothing_behind():
+def test_a_caller_that_goes_away_leaves_nothing_behind() -> None:
     """A cancelled call is forgotten; its answer harms nobody."""
 
     async def check() -> None:
@@ -306,7 +310,7 @@ def test_a_caller_that_goes_away_leaves_nothing_behind():
     asyncio.run(check())
 
 
-def test_more_calls_than_the_bound_are_refused_at_once(monkeypatch):
+def test_more_calls_than_the_bound_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The queue to the child has an end, and whoever comes after it is told at once."""
     monkeypatch.setattr(links, "_MAX_IN_FLIGHT", 3)
 
@@ -326,7 +330,7 @@ def test_more_calls_than_the_bound_are_refused_at_once(monkeypatch):
     asyncio.run(check())
 
 
-def test_each_call_is_observed_once():
+def test_each_call_is_observed_once() -> None:
     """Operation, outcome and seconds of every call reach the observer: the metrics' source."""
     seen: list[tuple[str, str]] = []
 
@@ -361,7 +365,7 @@ def test_each_call_is_observed_once():
         (OutcomeUnknown(code="CONNECTION_LOST"), Unknown(code="CONNECTION_LOST")),
     ],
 )
-def test_an_outcome_is_passed_on_as_it_is(method, body, outcome):
+def test_an_outcome_is_passed_on_as_it_is(method: str, body: Message, outcome: SendOutcome) -> None:
     """Egress says what happened, and the core hears exactly that."""
 
     async def check() -> None:
@@ -398,7 +402,7 @@ def tokens(link: EgressLink) -> Coroutine[Any, Any, Any]:
         (OutcomeUnknown(code="ANSWER_TRUNCATED"), Unknown(code="ANSWER_TRUNCATED")),
     ],
 )
-def test_the_outcome_of_a_token_request_is_passed_on(body, outcome):
+def test_the_outcome_of_a_token_request_is_passed_on(body: Message, outcome: TokenOutcome) -> None:
     """Sealed tokens, a refusal, nothing sent, or unknown."""
 
     async def check() -> None:
@@ -409,7 +413,7 @@ def test_the_outcome_of_a_token_request_is_passed_on(body, outcome):
     asyncio.run(check())
 
 
-SENDING: dict[str, Callable[[EgressLink], Coroutine[Any, Any, Any]]] = {
+SENDING: dict[str, Asking] = {
     "call": lambda link: link.call(REQUEST, deadline_seconds=20),
     "call_once": lambda link: link.call_once(REQUEST, deadline_seconds=20),
     "request_tokens": tokens,
@@ -417,7 +421,7 @@ SENDING: dict[str, Callable[[EgressLink], Coroutine[Any, Any, Any]]] = {
 
 
 @pytest.mark.parametrize("asking", SENDING.values(), ids=SENDING)
-def test_a_request_that_was_handed_over_and_lost_is_unknown(asking):
+def test_a_request_that_was_handed_over_and_lost_is_unknown(asking: Asking) -> None:
     """Egress dies with the request in hand: it may have been sent, so nobody says that it was not."""
 
     async def check() -> None:
@@ -429,7 +433,7 @@ def test_a_request_that_was_handed_over_and_lost_is_unknown(asking):
 
 
 @pytest.mark.parametrize("asking", SENDING.values(), ids=SENDING)
-def test_a_request_that_is_answered_with_something_else_is_unknown(asking):
+def test_a_request_that_is_answered_with_something_else_is_unknown(asking: Asking) -> None:
     """An egress that answers out of place has the request in hand all the same."""
 
     async def check() -> None:
@@ -441,7 +445,7 @@ def test_a_request_that_is_answered_with_something_else_is_unknown(asking):
     asyncio.run(check())
 
 
-def test_a_request_that_is_not_answered_in_time_is_unknown(monkeypatch):
+def test_a_request_that_is_not_answered_in_time_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     """The deadline passes in silence: unknown."""
     monkeypatch.setattr(links, "_GRACE_SECONDS", 0.05)
 
@@ -453,7 +457,7 @@ def test_a_request_that_is_not_answered_in_time_is_unknown(monkeypatch):
     asyncio.run(check())
 
 
-def test_a_request_that_nobody_took_was_not_sent():
+def test_a_request_that_nobody_took_was_not_sent() -> None:
     """There is no egress process within the deadline: nothing can have left, and the caller may try again."""
 
     async def check() -> None:
@@ -464,7 +468,7 @@ def test_a_request_that_nobody_took_was_not_sent():
     asyncio.run(check())
 
 
-LOCAL: dict[str, Callable[[EgressLink], Coroutine[Any, Any, Any]]] = {
+LOCAL: dict[str, Asking] = {
     "new_secrets": lambda link: link.new_secrets(CONTEXT),
     "prepare": lambda link: link.prepare(REQUEST, wrapped_data_key=b"", secrets=(), deadline_seconds=20),
     "import_key": lambda link: link.import_key(),
@@ -477,7 +481,7 @@ LOCAL: dict[str, Callable[[EgressLink], Coroutine[Any, Any, Any]]] = {
 
 
 @pytest.mark.parametrize("asking", LOCAL.values(), ids=LOCAL)
-def test_what_needs_no_provider_and_is_lost_is_unavailable(asking):
+def test_what_needs_no_provider_and_is_lost_is_unavailable(asking: Asking) -> None:
     """Nothing can have left for these: the caller may try again."""
 
     async def check() -> None:
@@ -498,7 +502,7 @@ def test_what_needs_no_provider_and_is_lost_is_unavailable(asking):
         (Failure(kind="InvalidField", reason="FIELD_INVALID", description="sealed_tokens: d"), InvalidField),
     ],
 )
-def test_egresss_refusals_keep_their_kind(failure, error):
+def test_egresss_refusals_keep_their_kind(failure: Failure, error: type[CustodyError]) -> None:
     """A secret that does not open is corrupt, not unavailable."""
 
     async def check() -> None:
@@ -513,7 +517,7 @@ def test_egresss_refusals_keep_their_kind(failure, error):
 # --- egress: a payment ---------------------------------------------------------------------------------------------------
 
 
-def test_a_prepared_request_is_sent_once_under_a_permit():
+def test_a_prepared_request_is_sent_once_under_a_permit() -> None:
     """The permit is used up, the handle is egress's own, and the time to start is bounded by the call's deadline."""
 
     async def check() -> None:
@@ -537,7 +541,7 @@ def test_a_prepared_request_is_sent_once_under_a_permit():
     asyncio.run(check())
 
 
-def test_a_permit_that_was_used_sends_nothing():
+def test_a_permit_that_was_used_sends_nothing() -> None:
     """The second sending on one permit is a defect, and no byte goes to egress for it."""
 
     async def check() -> None:
@@ -555,7 +559,7 @@ def test_a_permit_that_was_used_sends_nothing():
     asyncio.run(check())
 
 
-def test_one_preparation_is_sent_at_most_once_even_under_two_permits():
+def test_one_preparation_is_sent_at_most_once_even_under_two_permits() -> None:
     """The handle goes with the first sending."""
 
     async def check() -> None:
@@ -573,7 +577,7 @@ def test_one_preparation_is_sent_at_most_once_even_under_two_permits():
     asyncio.run(check())
 
 
-def test_a_sending_that_is_lost_is_unknown():
+def test_a_sending_that_is_lost_is_unknown() -> None:
     """Egress dies between the order to send and its answer: the payment may be made."""
 
     async def check() -> None:
@@ -587,7 +591,7 @@ def test_a_sending_that_is_lost_is_unknown():
     asyncio.run(check())
 
 
-def test_a_sending_that_is_not_answered_is_unknown(monkeypatch):
+def test_a_sending_that_is_not_answered_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     """The deadline passes after the order to send."""
     monkeypatch.setattr(links, "_GRACE_SECONDS", 0.05)
 
@@ -601,7 +605,7 @@ def test_a_sending_that_is_not_answered_is_unknown(monkeypatch):
     asyncio.run(check())
 
 
-def test_a_preparation_of_an_earlier_egress_is_never_sent_by_the_next():
+def test_a_preparation_of_an_earlier_egress_is_never_sent_by_the_next() -> None:
     """The new process has a preparation under the same number, of another payment. It must not be sent for this one."""
 
     async def check() -> None:
@@ -623,7 +627,7 @@ def test_a_preparation_of_an_earlier_egress_is_never_sent_by_the_next():
     asyncio.run(check())
 
 
-def test_a_preparation_that_comes_too_late_is_discarded(monkeypatch):
+def test_a_preparation_that_comes_too_late_is_discarded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for it any more, so egress is told to drop it instead of holding a connection for it."""
     monkeypatch.setattr(links, "_GRACE_SECONDS", 0.02)
 
@@ -640,7 +644,7 @@ def test_a_preparation_that_comes_too_late_is_discarded(monkeypatch):
     asyncio.run(check())
 
 
-def test_discarding_tells_egress_once():
+def test_discarding_tells_egress_once() -> None:
     """A second discard, and one after egress is gone, are harmless."""
 
     async def check() -> None:
@@ -663,7 +667,7 @@ def test_discarding_tells_egress_once():
     asyncio.run(check())
 
 
-def test_a_request_that_is_too_long_is_our_defect():
+def test_a_request_that_is_too_long_is_our_defect() -> None:
     """Longer than a frame may be: refused before a byte is written, and the link goes on."""
 
     async def check() -> None:

@@ -6,10 +6,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import psutil
@@ -20,7 +21,7 @@ from sidecar.domain.provider import KeyPurpose
 from sidecar.domain.secrets import SecretContext
 from sidecar.errors import Corrupt, Unavailable
 from sidecar.gateway.links import HSM_DEADLINE_SECONDS, Connection, EgressLink, HsmLink
-from sidecar.gateway.supervisor import ChildRefused, Supervisor, SupervisorTimes, child_environment
+from sidecar.gateway.supervisor import ChildRefused, OnHsmStarted, Supervisor, SupervisorTimes, child_environment
 from sidecar.ipc.messages import ChildExit, EgressSettings, HsmSettings, Message
 from sidecar.ports import MasterKeyRecord
 from tests.fakes.token import CLUSTER, ProvisionedToken
@@ -78,7 +79,7 @@ async def house(
     token: ProvisionedToken,
     *,
     settings: HsmSettings | None = None,
-    load: Callable[[HsmLink], Awaitable[None]] | None = None,
+    load: OnHsmStarted | None = None,
     times: SupervisorTimes | None = None,
 ) -> AsyncIterator[House]:
     hsm, egress, lines = HsmLink(), EgressLink(), list[bytes]()
@@ -115,7 +116,7 @@ async def until(seconds: float, attempt: Callable[[], Awaitable[object]]) -> flo
             return took
 
 
-def test_both_children_run_and_know_each_other(token):
+def test_both_children_run_and_know_each_other(token: ProvisionedToken) -> None:
     """After `start` the HSM signs and egress gets data keys from hsm over a socket that the gateway does not hold."""
 
     async def check() -> None:
@@ -132,7 +133,7 @@ def test_both_children_run_and_know_each_other(token):
     asyncio.run(check())
 
 
-def test_a_killed_hsm_is_replaced_and_signs_within_five_seconds(token):
+def test_a_killed_hsm_is_replaced_and_signs_within_five_seconds(token: ProvisionedToken) -> None:
     """kill -9 of hsm: master keys come back first, then signatures, then data keys for egress."""
 
     async def check() -> None:
@@ -153,7 +154,7 @@ def test_a_killed_hsm_is_replaced_and_signs_within_five_seconds(token):
     asyncio.run(check())
 
 
-def test_a_killed_egress_is_replaced_and_wired_to_the_same_hsm(token):
+def test_a_killed_egress_is_replaced_and_wired_to_the_same_hsm(token: ProvisionedToken) -> None:
     """kill -9 of egress does not touch hsm, and the new egress gets data keys from it."""
 
     async def check() -> None:
@@ -170,7 +171,7 @@ def test_a_killed_egress_is_replaced_and_wired_to_the_same_hsm(token):
     asyncio.run(check())
 
 
-def test_the_promise_of_five_seconds_fits():
+def test_the_promise_of_five_seconds_fits() -> None:
     """A caller gives up, and a hanging child is found and replaced, within 5 s by the limits themselves."""
     times = SupervisorTimes()
 
@@ -179,7 +180,7 @@ def test_the_promise_of_five_seconds_fits():
 
 
 @pytest.mark.parametrize("child", ["hsm", "egress"])
-def test_a_stopped_child_is_replaced(token, child):
+def test_a_stopped_child_is_replaced(token: ProvisionedToken, child: str) -> None:
     """SIGSTOP: the process lives and does not answer, as one does that hangs in a call. It is killed and replaced."""
 
     async def check() -> None:
@@ -208,7 +209,9 @@ def test_a_stopped_child_is_replaced(token, child):
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
-def test_a_gateway_that_stands_still_does_not_blame_its_children(token, run, monkeypatch):
+def test_a_gateway_that_stands_still_does_not_blame_its_children(
+    token: ProvisionedToken, run: Callable[[Coroutine[Any, Any, None]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The event loop is blocked, with a ping unwritten, for longer than the silence that a child may keep: nobody is killed.
 
     The two loops differ in what comes first after a standstill, timers or sockets.
@@ -233,7 +236,7 @@ def test_a_gateway_that_stands_still_does_not_blame_its_children(token, run, mon
     run(check())
 
 
-def test_a_call_during_the_restart_waits_for_the_new_process(token):
+def test_a_call_during_the_restart_waits_for_the_new_process(token: ProvisionedToken) -> None:
     """A caller that comes while there is no process is served by the next one, within its own deadline."""
 
     async def check() -> None:
@@ -248,7 +251,7 @@ def test_a_call_during_the_restart_waits_for_the_new_process(token):
     asyncio.run(check())
 
 
-def test_a_wrong_pin_is_tried_once_and_stops_the_start(token, tmp_path):
+def test_a_wrong_pin_is_tried_once_and_stops_the_start(token: ProvisionedToken, tmp_path: Path) -> None:
     """The token refuses the PIN: one login, one clear message, and no second start of the process."""
 
     async def check() -> None:
@@ -268,7 +271,9 @@ def test_a_wrong_pin_is_tried_once_and_stops_the_start(token, tmp_path):
     asyncio.run(check())
 
 
-def test_a_pin_that_is_changed_while_running_stops_the_sidecar_after_one_try(token, tmp_path):
+def test_a_pin_that_is_changed_while_running_stops_the_sidecar_after_one_try(
+    token: ProvisionedToken, tmp_path: Path
+) -> None:
     """A restart with a PIN that no longer fits: `failure` resolves, and nobody tries a second time."""
 
     async def check() -> None:
@@ -289,11 +294,11 @@ def test_a_pin_that_is_changed_while_running_stops_the_sidecar_after_one_try(tok
     asyncio.run(check())
 
 
-def test_master_keys_that_do_not_open_stop_the_start(token):
+def test_master_keys_that_do_not_open_stop_the_start(token: ProvisionedToken) -> None:
     """A database with another HSM's master key: the reason is given, and no child is left behind."""
 
     async def check() -> None:
-        async def load(_: HsmLink) -> None:
+        async def load(fresh: HsmLink) -> None:
             raise Corrupt("ENVELOPE_CORRUPT", "a wrapped master key does not open in this cluster under this version")
 
         children = set(psutil.Process().children())
@@ -308,7 +313,7 @@ def test_master_keys_that_do_not_open_stop_the_start(token):
     asyncio.run(check())
 
 
-def test_a_database_that_is_away_during_a_restart_is_waited_for(token):
+def test_a_database_that_is_away_during_a_restart_is_waited_for(token: ProvisionedToken) -> None:
     """Master keys cannot be loaded just now: the supervisor goes on trying, and offers the HSM only afterwards."""
 
     async def check() -> None:
@@ -333,7 +338,7 @@ def test_a_database_that_is_away_during_a_restart_is_waited_for(token):
     asyncio.run(check())
 
 
-def test_an_unexpected_error_while_restarting_is_not_lost(token):
+def test_an_unexpected_error_while_restarting_is_not_lost(token: ProvisionedToken) -> None:
     """A defect in what reloads the master keys: the supervisor says so instead of going on without an HSM."""
 
     async def check() -> None:
@@ -356,7 +361,7 @@ def test_an_unexpected_error_while_restarting_is_not_lost(token):
     asyncio.run(check())
 
 
-def test_a_child_that_cannot_be_started_gives_the_status(token):
+def test_a_child_that_cannot_be_started_gives_the_status(token: ProvisionedToken) -> None:
     """A command that ends at once, without a word of ours, is reported with its exit status."""
 
     async def check() -> None:
@@ -379,7 +384,7 @@ def test_a_child_that_cannot_be_started_gives_the_status(token):
     asyncio.run(check())
 
 
-def test_stop_ends_both_children(token):
+def test_stop_ends_both_children(token: ProvisionedToken) -> None:
     """After `stop` no child is left, and each ended by itself."""
 
     async def check() -> None:
@@ -394,7 +399,7 @@ def test_stop_ends_both_children(token):
     asyncio.run(check())
 
 
-def test_children_end_with_a_gateway_that_is_killed(token, tmp_path):
+def test_children_end_with_a_gateway_that_is_killed(token: ProvisionedToken, tmp_path: Path) -> None:
     """SIGKILL of the gateway: nobody tells the children anything, and none is left."""
     script = f"""
 import asyncio, sys
@@ -442,7 +447,7 @@ asyncio.run(main())
     asyncio.run(check())
 
 
-def test_foreign_words_of_a_child_are_dropped_once_it_is_ready(token, tmp_path):
+def test_foreign_words_of_a_child_are_dropped_once_it_is_ready(token: ProvisionedToken, tmp_path: Path) -> None:
     """Whatever a library prints while a child handles secrets does not reach our log; our own lines do."""
     program = tmp_path / "talker.py"
     program.write_text(
@@ -499,7 +504,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("keep_foreign", [True, False])
-def test_a_childs_environment_holds_nothing_that_traces_or_preloads(keep_foreign):
+def test_a_childs_environment_holds_nothing_that_traces_or_preloads(keep_foreign: bool) -> None:
     """What traces, preloads, proxies or writes key logs does not reach a child; the allocator's switches do."""
     base = {**HOSTILE, "PATH": "/bin", "LC_ALL": "C", "SOFTHSM2_CONF": "/conf"}
 

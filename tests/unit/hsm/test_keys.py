@@ -1,5 +1,7 @@
 """Which keys are good enough, as a table."""
 
+from collections.abc import Mapping
+
 import pytest
 
 from sidecar.domain.provider import KeyPurpose
@@ -16,7 +18,7 @@ def settings(*keys: KeyReference) -> HsmSettings:
 
 
 @pytest.mark.parametrize("must_be", [ROOT_MUST_BE, SIGNING_MUST_BE])
-def test_a_key_with_every_attribute_as_it_must_be_is_taken(must_be):
+def test_a_key_with_every_attribute_as_it_must_be_is_taken(must_be: Mapping[str, bool]) -> None:
     """The tables can be met."""
     check_attributes(ROOT, must_be, dict(must_be))
 
@@ -26,7 +28,9 @@ def test_a_key_with_every_attribute_as_it_must_be_is_taken(must_be):
     [(ROOT, ROOT_MUST_BE, name) for name in ROOT_MUST_BE]
     + [(AUDIT, SIGNING_MUST_BE, name) for name in SIGNING_MUST_BE],
 )
-def test_each_attribute_alone_is_enough_to_refuse_and_is_named(reference, must_be, name):
+def test_each_attribute_alone_is_enough_to_refuse_and_is_named(
+    reference: KeyReference, must_be: Mapping[str, bool], name: str
+) -> None:
     """One attribute that is not as it must be: refused, and the message names key and attribute."""
     found = {**must_be, name: not must_be[name]}
 
@@ -39,7 +43,7 @@ def test_each_attribute_alone_is_enough_to_refuse_and_is_named(reference, must_b
 
 
 @pytest.mark.parametrize("name", ROOT_MUST_BE)
-def test_an_attribute_that_cannot_be_read_is_not_taken_on_trust(name):
+def test_an_attribute_that_cannot_be_read_is_not_taken_on_trust(name: str) -> None:
     """Only CKA_COPYABLE may be unknown to a module: PKCS#11 before 2.40 does not have it."""
     found = {key: value for key, value in ROOT_MUST_BE.items() if key != name}
 
@@ -62,7 +66,7 @@ def test_an_attribute_that_cannot_be_read_is_not_taken_on_trust(name):
         ((ROOT, KeyReference(purpose=KeyPurpose.AUDIT, label="a", id_hex="")), "not hexadecimal"),
     ],
 )
-def test_references_that_are_not_one_to_one_are_refused(keys, message):
+def test_references_that_are_not_one_to_one_are_refused(keys: tuple[KeyReference, ...], message: str) -> None:
     """The settings name exactly one root key, one key per purpose and one purpose per key."""
     with pytest.raises(StartRefused, match=message) as caught:
         check_references(settings(*keys))
@@ -70,6 +74,6 @@ def test_references_that_are_not_one_to_one_are_refused(keys, message):
     assert caught.value.code is ChildExit.SETTINGS_REFUSED
 
 
-def test_good_references_are_taken():
+def test_good_references_are_taken() -> None:
     """A root key and one key of each other purpose."""
     check_references(settings(ROOT, AUDIT))

@@ -9,8 +9,10 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal, NotRequired, TypedDict
 
 import msgspec
 import pytest
@@ -27,6 +29,7 @@ from sidecar.ipc.messages import (
     DataKeyOpened,
     EgressToHsmFrame,
     Failure,
+    GatewayToHsm,
     GatewayToHsmFrame,
     GetHsmStatus,
     HsmStatus,
@@ -54,7 +57,7 @@ def token(tmp_path_factory: pytest.TempPathFactory) -> ProvisionedToken:
 
 
 @pytest.fixture(scope="module")
-def shared(token):
+def shared(token: ProvisionedToken) -> Iterator[RawHsm]:
     """One process for the tests that leave it as it was."""
     with RawHsm(token.settings(), token.environment) as raw:
         load_first_master_key(raw)
@@ -62,7 +65,7 @@ def shared(token):
 
 
 @pytest.fixture
-def hsm(token):
+def hsm(token: ProvisionedToken) -> Iterator[RawHsm]:
     """A process of its own."""
     with RawHsm(token.settings(), token.environment) as raw:
         yield raw
@@ -82,7 +85,7 @@ def reference(token: ProvisionedToken, purpose: KeyPurpose) -> KeyReference:
 # --- data keys: egress's socket only -------------------------------------------------------------------------------------
 
 
-def test_a_data_key_comes_back_for_its_context(shared):
+def test_a_data_key_comes_back_for_its_context(shared: RawHsm) -> None:
     """Create and open over egress's socket: the same 32 octets under the same id."""
     with shared.connect_egress() as egress:
         made = shared.ask_as_egress(egress, CreateDataKey(context=CONTEXT))
@@ -95,7 +98,7 @@ def test_a_data_key_comes_back_for_its_context(shared):
     assert len(made.wrapped) == 146
 
 
-def test_a_data_key_does_not_open_for_another_owner(shared):
+def test_a_data_key_does_not_open_for_another_owner(shared: RawHsm) -> None:
     """An owner mismatch cannot be decrypted, whatever the database says; the connection goes on."""
     with shared.connect_egress() as egress:
         made = shared.ask_as_egress(egress, CreateDataKey(context=CONTEXT))
@@ -107,7 +110,7 @@ def test_a_data_key_does_not_open_for_another_owner(shared):
 
 
 @pytest.mark.parametrize("body", [CreateDataKey(context=CONTEXT), OpenDataKey(wrapped=b"x", context=CONTEXT)])
-def test_the_gateway_may_not_ask_for_data_keys(hsm, body):
+def test_the_gateway_may_not_ask_for_data_keys(hsm: RawHsm, body: CreateDataKey | OpenDataKey) -> None:
     """On the gateway's socket that is no operation at all: the process ends without an answer."""
     hsm.gateway.sendall(encode_frame(EgressToHsmFrame(id=1, deadline_boot_time_ns=deadline_after(20), body=body)))
 
@@ -128,7 +131,7 @@ def test_the_gateway_may_not_ask_for_data_keys(hsm, body):
     ],
     ids=lambda body: type(body).__name__,
 )
-def test_egress_may_not_sign_or_manage_keys(shared, body):
+def test_egress_may_not_sign_or_manage_keys(shared: RawHsm, body: GatewayToHsm) -> None:
     """On egress's socket that is no operation: the connection ends, and the gateway's goes on."""
     with shared.connect_egress() as egress:
         egress.sendall(encode_frame(GatewayToHsmFrame(id=1, deadline_boot_time_ns=deadline_after(20), body=body)))
@@ -138,7 +141,7 @@ def test_egress_may_not_sign_or_manage_keys(shared, body):
     assert isinstance(shared.ask(Sign(purpose=KeyPurpose.AUDIT, digest=DIGEST)), Signature)
 
 
-def _frames():
+def _frames() -> dict[str, bytes]:
     good = msgspec.msgpack.encode(EgressToHsmFrame(id=1, deadline_boot_time_ns=2**62, body=Ping()))
     extra = msgspec.msgpack.encode({"id": 1, "deadline_boot_time_ns": 2**62, "body": {"type": "Ping"}, "x": 1})
     short = msgspec.msgpack.encode(
@@ -158,7 +161,7 @@ def _frames():
 
 
 @pytest.mark.parametrize("octets", _frames().values(), ids=_frames())
-def test_a_frame_that_does_not_parse_ends_egresss_connection(shared, octets):
+def test_a_frame_that_does_not_parse_ends_egresss_connection(shared: RawHsm, octets: bytes) -> None:
     """And only that: a new connection of egress is served."""
     with shared.connect_egress() as egress:
         egress.sendall(octets)
@@ -170,7 +173,9 @@ def test_a_frame_that_does_not_parse_ends_egresss_connection(shared, octets):
 
 
 @pytest.mark.parametrize("octets", _frames().values(), ids=_frames())
-def test_a_frame_that_does_not_parse_on_the_gateways_socket_ends_the_process(token, octets):
+def test_a_frame_that_does_not_parse_on_the_gateways_socket_ends_the_process(
+    token: ProvisionedToken, octets: bytes
+) -> None:
     """The parent speaks rubbish: nothing here can be trusted any more."""
     with RawHsm(token.settings(), token.environment) as raw:
         raw.gateway.sendall(octets)
@@ -179,7 +184,7 @@ def test_a_frame_that_does_not_parse_on_the_gateways_socket_ends_the_process(tok
     assert code == ChildExit.BAD_PEER
 
 
-def test_a_new_socket_of_egress_replaces_the_older_one(shared):
+def test_a_new_socket_of_egress_replaces_the_older_one(shared: RawHsm) -> None:
     """Only one egress is served: after a restart the older socket is closed."""
     with shared.connect_egress() as old, shared.connect_egress() as new:
         assert shared.ask_as_egress(new, Ping()) == Pong()
@@ -188,7 +193,7 @@ def test_a_new_socket_of_egress_replaces_the_older_one(shared):
 
 
 @pytest.mark.parametrize("number", [0, 2])
-def test_a_wiring_message_brings_exactly_one_socket(hsm, number):
+def test_a_wiring_message_brings_exactly_one_socket(hsm: RawHsm, number: int) -> None:
     """Anything else did not come from our supervisor."""
     assert hsm.ask(Ping()) == Pong()
     pairs = [socket.socketpair() for _ in range(number)]
@@ -202,7 +207,7 @@ def test_a_wiring_message_brings_exactly_one_socket(hsm, number):
             end.close()
 
 
-def test_a_reader_that_does_not_read_is_not_waited_for(shared):
+def test_a_reader_that_does_not_read_is_not_waited_for(shared: RawHsm) -> None:
     """Egress asks and never reads: the gateway's calls are answered all the same."""
     with shared.connect_egress() as egress:
         egress.settimeout(0)
@@ -218,7 +223,7 @@ def test_a_reader_that_does_not_read_is_not_waited_for(shared):
         assert isinstance(shared.ask(Sign(purpose=KeyPurpose.AUDIT, digest=DIGEST)), Signature)
 
 
-def test_a_slow_reader_gets_every_answer_in_order(shared):
+def test_a_slow_reader_gets_every_answer_in_order(shared: RawHsm) -> None:
     """Answers that the kernel does not take at once wait, and go out when the reader goes on."""
     number = 4_000
     frames = [
@@ -242,7 +247,7 @@ def test_a_slow_reader_gets_every_answer_in_order(shared):
 
 
 @pytest.mark.parametrize("deadline_seconds", [0.0, -1.0])
-def test_a_request_whose_deadline_has_passed_is_not_worked_on(shared, deadline_seconds):
+def test_a_request_whose_deadline_has_passed_is_not_worked_on(shared: RawHsm, deadline_seconds: float) -> None:
     """Nobody waits for it any more."""
     answer = shared.ask(Sign(purpose=KeyPurpose.AUDIT, digest=DIGEST), deadline_seconds=deadline_seconds)
 
@@ -250,14 +255,14 @@ def test_a_request_whose_deadline_has_passed_is_not_worked_on(shared, deadline_s
     assert "deadline" in answer.description
 
 
-def test_the_root_key_does_not_sign(shared):
+def test_the_root_key_does_not_sign(shared: RawHsm) -> None:
     """Asked past the link, which refuses it too."""
     answer = shared.ask(Sign(purpose=KeyPurpose.ROOT, digest=DIGEST))
 
     assert (answer.kind, answer.reason) == ("Refused", "METHOD_NOT_ALLOWED")
 
 
-def test_requests_in_one_piece_are_answered_one_by_one(shared):
+def test_requests_in_one_piece_are_answered_one_by_one(shared: RawHsm) -> None:
     """Many frames in one write, answers in order."""
     frames = bytearray()
     for number in range(1, 201):
@@ -271,7 +276,7 @@ def test_requests_in_one_piece_are_answered_one_by_one(shared):
     assert {answer["body"]["type"] for answer in answers} == {"Pong", "Signature"}
 
 
-def test_the_status_shows_what_was_read_back_and_nothing_secret(shared, token):
+def test_the_status_shows_what_was_read_back_and_nothing_secret(shared: RawHsm, token: ProvisionedToken) -> None:
     """Keys with their attributes, the token, the master key versions; no PIN."""
     status = shared.ask(GetHsmStatus())
 
@@ -284,7 +289,7 @@ def test_the_status_shows_what_was_read_back_and_nothing_secret(shared, token):
     assert token.configuration.pin_file.read_text() not in repr(status)
 
 
-def test_a_master_key_record_survives_the_process(token):
+def test_a_master_key_record_survives_the_process(token: ProvisionedToken) -> None:
     """Made by one process, loaded by the next: data keys of the first open in the second, by the same root key."""
     with RawHsm(token.settings(), token.environment) as first:
         key = msgspec.structs.replace(first.ask(CreateMasterKey(version=3)).key, current=True)
@@ -299,7 +304,7 @@ def test_a_master_key_record_survives_the_process(token):
     assert bytes(opened.key) == bytes(made.key)
 
 
-def test_a_damaged_master_key_is_corrupt_and_the_hsm_is_not_blamed(hsm):
+def test_a_damaged_master_key_is_corrupt_and_the_hsm_is_not_blamed(hsm: RawHsm) -> None:
     """SoftHSM says GeneralError for a wrong tag: the known answer tells that it is well, and the process goes on."""
     key = hsm.ask(CreateMasterKey(version=1)).key
     damaged = msgspec.structs.replace(key, current=True, wrapped=key.wrapped[:-1] + bytes([key.wrapped[-1] ^ 1]))
@@ -310,7 +315,7 @@ def test_a_damaged_master_key_is_corrupt_and_the_hsm_is_not_blamed(hsm):
     assert isinstance(hsm.ask(Sign(purpose=KeyPurpose.AUDIT, digest=DIGEST)), Signature)
 
 
-def test_without_a_master_key_egress_is_told_to_wait(hsm):
+def test_without_a_master_key_egress_is_told_to_wait(hsm: RawHsm) -> None:
     """A fresh process."""
     with hsm.connect_egress() as egress:
         answer = hsm.ask_as_egress(egress, CreateDataKey(context=CONTEXT))
@@ -318,7 +323,7 @@ def test_without_a_master_key_egress_is_told_to_wait(hsm):
     assert (answer.kind, answer.reason) == ("Unavailable", "HSM_UNAVAILABLE")
 
 
-def test_the_process_ends_when_the_gateway_closes(hsm):
+def test_the_process_ends_when_the_gateway_closes(hsm: RawHsm) -> None:
     """Exit status 0, and it says why."""
     assert hsm.ask(Ping()) == Pong()
     hsm.gateway.close()
@@ -330,7 +335,7 @@ def test_the_process_ends_when_the_gateway_closes(hsm):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_the_whole_group_does_not_end_it(shared, number):
+def test_a_signal_to_the_whole_group_does_not_end_it(shared: RawHsm, number: int) -> None:
     """Ctrl-C or a service manager's stop: the gateway still needs signatures to finish its payments."""
     assert shared.ask(Ping()) == Pong()
     shared.process.send_signal(number)
@@ -338,7 +343,7 @@ def test_a_signal_to_the_whole_group_does_not_end_it(shared, number):
     assert isinstance(shared.ask(Sign(purpose=KeyPurpose.AUDIT, digest=DIGEST)), Signature)
 
 
-def test_a_token_that_vanishes_fails_the_call_and_ends_the_process(tmp_path):
+def test_a_token_that_vanishes_fails_the_call_and_ends_the_process(tmp_path: Path) -> None:
     """Nothing recovers by itself: the caller gets an answer, and a new process is needed."""
     token = ProvisionedToken.make(tmp_path)
     with RawHsm(token.settings(), token.environment) as raw:
@@ -352,7 +357,7 @@ def test_a_token_that_vanishes_fails_the_call_and_ends_the_process(tmp_path):
     assert [line["event"] for line in lines[-2:]] == ["hsm-fault", "stopped"]
 
 
-def test_the_process_is_hardened_before_it_is_ready(shared):
+def test_the_process_is_hardened_before_it_is_ready(shared: RawHsm) -> None:
     """The kernel says so: no core file, no new privileges; and the log line names nothing that is missing but capabilities."""
     proc = Path(f"/proc/{shared.process.pid}")
 
@@ -363,11 +368,34 @@ def test_the_process_is_hardened_before_it_is_ready(shared):
 # --- what it does not start with -------------------------------------------------------------------------------------------
 
 
-def refused(token: ProvisionedToken, **changes) -> tuple[int, str]:
-    with RawHsm(token.settings(**changes), token.environment) as raw:
+def refused(
+    token: ProvisionedToken, *, keys: Sequence[KeyReference] | None = None, pin_file: Path | None = None
+) -> tuple[int, str]:
+    with RawHsm(token.settings(keys=keys, pin_file=pin_file), token.environment) as raw:
         code, lines = raw.wait()
     assert lines[-1]["event"] == "start-refused"
     return code, lines[-1]["message"]
+
+
+class KeyOrder(TypedDict):
+    """One key that `tests.fakes.odd_key` is asked to make. Only a secret key has `bits`."""
+
+    kind: Literal["secret", "pair"]
+    label: str
+    id_hex: str
+    attributes: dict[str, bool]
+    bits: NotRequired[int]
+
+
+def secret_key(label: str, *, attributes: dict[str, bool] | None = None, bits: int = 256, id_hex: str = "") -> KeyOrder:
+    """A secret key; without `id_hex` under a random id."""
+    return KeyOrder(
+        kind="secret", label=label, id_hex=id_hex or os.urandom(16).hex(), attributes=attributes or {}, bits=bits
+    )
+
+
+def key_pair(label: str, *, attributes: dict[str, bool] | None = None) -> KeyOrder:
+    return KeyOrder(kind="pair", label=label, id_hex=os.urandom(16).hex(), attributes=attributes or {})
 
 
 WEAK_ROOT = {
@@ -389,21 +417,16 @@ TWIN_ID = os.urandom(16).hex()
 
 
 @pytest.fixture(scope="module")
-def odd(token):
+def odd(token: ProvisionedToken) -> dict[str, KeyReference]:
     """Keys with odd attributes in the token, by label."""
-    secret = {"kind": "secret", "bits": 256, "attributes": {}}
-    orders = [
-        *({**secret, "label": f"weak-{name}/1", "attributes": {name: value}} for name, value in WEAK_ROOT.items()),
-        *(
-            {"kind": "pair", "label": f"pair-{name}/1", "attributes": {name: value}}
-            for name, value in WEAK_PAIR.items()
-        ),
-        {**secret, "label": "small/1", "bits": 128},
-        {**secret, "label": "twin/1", "id_hex": TWIN_ID},
-        {**secret, "label": "twin/1", "id_hex": TWIN_ID},
-        {"kind": "pair", "label": "document-signing/taken", "attributes": {}},
+    keys = [
+        *(secret_key(f"weak-{name}/1", attributes={name: value}) for name, value in WEAK_ROOT.items()),
+        *(key_pair(f"pair-{name}/1", attributes={name: value}) for name, value in WEAK_PAIR.items()),
+        secret_key("small/1", bits=128),
+        secret_key("twin/1", id_hex=TWIN_ID),
+        secret_key("twin/1", id_hex=TWIN_ID),
+        key_pair("document-signing/taken"),
     ]
-    keys = [{"id_hex": os.urandom(16).hex(), **order} for order in orders]
     configuration = token.configuration
     facts = {"module": configuration.module_path, "serial": configuration.serial, "pin_file": configuration.pin_file}
     subprocess.run(
@@ -422,7 +445,9 @@ def odd(token):
 
 
 @pytest.mark.parametrize(("name", "value"), WEAK_ROOT.items())
-def test_a_weaker_root_key_in_the_token_is_refused_by_name(token, odd, name, value):
+def test_a_weaker_root_key_in_the_token_is_refused_by_name(
+    token: ProvisionedToken, odd: dict[str, KeyReference], name: str, value: bool
+) -> None:
     """A real key with one attribute that it must not have: not started, and the message names attribute and key."""
     code, message = refused(token, keys=[odd[f"weak-{name}/1"]])
 
@@ -431,7 +456,7 @@ def test_a_weaker_root_key_in_the_token_is_refused_by_name(token, odd, name, val
     assert f"CKA_{name} is {str(value).lower()} and must be {str(not value).lower()}" in message
 
 
-def test_a_root_key_of_128_bits_is_refused(token, odd):
+def test_a_root_key_of_128_bits_is_refused(token: ProvisionedToken, odd: dict[str, KeyReference]) -> None:
     """AES-256 or nothing."""
     assert refused(token, keys=[odd["small/1"]]) == (
         ChildExit.KEY_REFUSED,
@@ -440,7 +465,9 @@ def test_a_root_key_of_128_bits_is_refused(token, odd):
 
 
 @pytest.mark.parametrize("name", WEAK_PAIR)
-def test_a_weaker_signing_key_in_the_token_is_refused_by_name(token, odd, name):
+def test_a_weaker_signing_key_in_the_token_is_refused_by_name(
+    token: ProvisionedToken, odd: dict[str, KeyReference], name: str
+) -> None:
     """The same for keys that sign."""
     code, message = refused(token, keys=[reference(token, KeyPurpose.ROOT), odd[f"pair-{name}/1"]])
 
@@ -449,7 +476,7 @@ def test_a_weaker_signing_key_in_the_token_is_refused_by_name(token, odd, name):
     assert f"CKA_{name} is" in message
 
 
-def test_two_root_keys_with_one_label_and_id_are_refused(token, odd):
+def test_two_root_keys_with_one_label_and_id_are_refused(token: ProvisionedToken, odd: dict[str, KeyReference]) -> None:
     """The HSM allows it, and then nobody knows which one is meant."""
     code, message = refused(token, keys=[odd["twin/1"]])
 
@@ -458,7 +485,7 @@ def test_two_root_keys_with_one_label_and_id_are_refused(token, odd):
 
 
 @pytest.mark.parametrize("change", [{"label": "root/1999-01"}, {"id_hex": "ab" * 16}])
-def test_a_missing_key_is_refused(token, change):
+def test_a_missing_key_is_refused(token: ProvisionedToken, change: dict[str, str]) -> None:
     """Label and id must both fit."""
     wrong = msgspec.structs.replace(reference(token, KeyPurpose.ROOT), **change)
 
@@ -468,7 +495,7 @@ def test_a_missing_key_is_refused(token, change):
     assert "the token has no secret key with this label and the id" in message
 
 
-def test_a_wrong_pin_is_refused_with_its_own_code(token, tmp_path):
+def test_a_wrong_pin_is_refused_with_its_own_code(token: ProvisionedToken, tmp_path: Path) -> None:
     """And the token says afterwards that one was tried."""
     wrong = tmp_path / "pin"
     wrong.write_text("0000-not-it")
@@ -486,7 +513,7 @@ def test_a_wrong_pin_is_refused_with_its_own_code(token, tmp_path):
     assert "pin-count-low" in [line["event"] for line in lines]
 
 
-def test_an_open_pin_file_is_refused_without_a_login(token, tmp_path):
+def test_an_open_pin_file_is_refused_without_a_login(token: ProvisionedToken, tmp_path: Path) -> None:
     """Others may read it: the PIN is not even tried."""
     loose = tmp_path / "pin"
     loose.write_bytes(token.configuration.pin_file.read_bytes())
@@ -508,7 +535,9 @@ def test_an_open_pin_file_is_refused_without_a_login(token, tmp_path):
         ({"keys": ()}, ChildExit.SETTINGS_REFUSED),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(token, change, code):
+def test_settings_that_do_not_fit_are_refused(
+    token: ProvisionedToken, change: dict[str, object], code: ChildExit
+) -> None:
     """One clear line each, and no login."""
     settings = msgspec.structs.replace(token.settings(), **change)
     with RawHsm(settings, token.environment) as raw:
@@ -518,7 +547,7 @@ def test_settings_that_do_not_fit_are_refused(token, change, code):
 
 
 @pytest.mark.parametrize("document", [b"", b"{}", b"[]", b'{"cluster": 1}', b"\xff", b"null"])
-def test_settings_that_do_not_parse_are_refused(token, document):
+def test_settings_that_do_not_parse_are_refused(token: ProvisionedToken, document: bytes) -> None:
     """Nothing is guessed."""
     with RawHsm(document, token.environment) as raw:
         code, lines = raw.wait()
@@ -530,7 +559,7 @@ def test_settings_that_do_not_parse_are_refused(token, document):
 # --- provisioning ----------------------------------------------------------------------------------------------------------
 
 
-def test_provisioning_makes_one_key_of_each_purpose(token):
+def test_provisioning_makes_one_key_of_each_purpose(token: ProvisionedToken) -> None:
     """Labels as documented, random ids, public keys for those that sign, and nothing secret in the file."""
     file = token.key_file
 
@@ -541,7 +570,7 @@ def test_provisioning_makes_one_key_of_each_purpose(token):
     assert (file.token_label, file.token_serial) == ("custody-tests", token.configuration.serial)
 
 
-def test_provisioning_refuses_where_a_label_is_taken_and_makes_nothing(token, tmp_path):
+def test_provisioning_refuses_where_a_label_is_taken_and_makes_nothing(token: ProvisionedToken, tmp_path: Path) -> None:
     """The second run with the same suffix: no key, no file."""
     done = provision(token.configuration, output=tmp_path / "again.json")
 
@@ -551,7 +580,7 @@ def test_provisioning_refuses_where_a_label_is_taken_and_makes_nothing(token, tm
 
 
 @pytest.mark.usefixtures("odd")
-def test_provisioning_with_one_label_taken_leaves_no_other_key(token, tmp_path):
+def test_provisioning_with_one_label_taken_leaves_no_other_key(token: ProvisionedToken, tmp_path: Path) -> None:
     """All or none: an object with the last label, and the first is not made either."""
     first = provision(token.configuration, output=tmp_path / "one.json", suffix="taken")
     second = provision(token.configuration, output=tmp_path / "two.json", suffix="taken")
@@ -561,7 +590,7 @@ def test_provisioning_with_one_label_taken_leaves_no_other_key(token, tmp_path):
     assert "'document-signing/taken' already" in second.stderr
 
 
-def test_provisioning_never_replaces_a_file(token, tmp_path):
+def test_provisioning_never_replaces_a_file(token: ProvisionedToken, tmp_path: Path) -> None:
     """Where the output exists no key is made."""
     (tmp_path / "keys.json").write_text("mine")
 
@@ -573,7 +602,7 @@ def test_provisioning_never_replaces_a_file(token, tmp_path):
     assert again.returncode == 0, again.stderr
 
 
-def test_provisioning_with_a_wrong_pin_says_so_once(tmp_path):
+def test_provisioning_with_a_wrong_pin_says_so_once(tmp_path: Path) -> None:
     """Same rules as the process: one try, its own code, no PIN in any output."""
     configuration = create_token(tmp_path / "token", label="custody-tests")
     configuration.pin_file.write_text("0000-not-it")
@@ -599,7 +628,7 @@ def inspect(token: ProvisionedToken, *arguments: str) -> "subprocess.CompletedPr
     )
 
 
-def test_slots_are_listed_without_a_login(token):
+def test_slots_are_listed_without_a_login(token: ProvisionedToken) -> None:
     """The token with its label, serial and flags; the empty slot too."""
     done = inspect(token, "slots", "--module", str(token.configuration.module_path))
 
@@ -610,7 +639,9 @@ def test_slots_are_listed_without_a_login(token):
     assert len(slots) == 2
 
 
-def test_the_test_command_proves_every_key_as_a_start_would(token, odd, tmp_path):
+def test_the_test_command_proves_every_key_as_a_start_would(
+    token: ProvisionedToken, odd: dict[str, KeyReference], tmp_path: Path
+) -> None:
     """Good keys: shown. A weak one: refused with the same code and words as the process."""
     settings = tmp_path / "settings.json"
     settings.write_bytes(msgspec.json.encode(token.settings()))
@@ -646,7 +677,7 @@ def memory_holds(pid: int, secrets: list[bytes]) -> list[bool]:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may look into the process")
-def test_neither_pin_nor_data_keys_are_left_in_memory(token):
+def test_neither_pin_nor_data_keys_are_left_in_memory(token: ProvisionedToken) -> None:
     """After login and 50 openings, no copy of the PIN and none of any data key; the positive control is found."""
     control = b"consent-control-" + os.urandom(8).hex().encode()
     keys: list[bytes] = []

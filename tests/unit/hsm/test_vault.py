@@ -1,6 +1,7 @@
 """Master and data keys, with a root key in software."""
 
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 
 import msgspec
@@ -14,8 +15,12 @@ from sidecar.errors import Corrupt, Unavailable
 from sidecar.hsm.errors import HsmFault, RootRefused
 from sidecar.hsm.vault import Vault, data_key_id
 from sidecar.ipc.messages import WrappedMasterKey
+from sidecar.secretbuffer import WritableBuffer
 
 CONTEXT = SecretContext(cluster="cluster-1", owner="owner-1", consent="consent-1")
+
+# What is loaded in place of the first and the second master key.
+KeySetChange = Callable[[WrappedMasterKey, WrappedMasterKey], list[WrappedMasterKey]]
 
 
 class SoftRoot:
@@ -26,10 +31,10 @@ class SoftRoot:
         self._cipher = AESGCM(key)
         self.answer_with: bytes | None = None
 
-    def encrypt(self, *, iv, plaintext, associated_data):
+    def encrypt(self, *, iv: bytes, plaintext: memoryview, associated_data: bytes) -> bytes:
         return self._cipher.encrypt(iv, bytes(plaintext), associated_data)
 
-    def decrypt_into(self, *, iv, ciphertext, associated_data, buffer):
+    def decrypt_into(self, *, iv: bytes, ciphertext: bytes, associated_data: bytes, buffer: WritableBuffer) -> None:
         try:
             plaintext = self._cipher.decrypt(iv, ciphertext, associated_data)
         except InvalidTag:
@@ -43,7 +48,7 @@ class Counter:
     def __init__(self) -> None:
         self._next = itertools.count(1)
 
-    def random_into(self, buffer):
+    def random_into(self, buffer: WritableBuffer) -> None:
         buffer[:] = next(self._next).to_bytes(len(buffer), "big")
 
 
@@ -61,7 +66,7 @@ def loaded() -> Vault:
     return it
 
 
-def test_a_data_key_opens_for_its_context():
+def test_a_data_key_opens_for_its_context() -> None:
     """Create and open give the same 32 octets under the same id."""
     it, key, again = loaded(), bytearray(32), bytearray(32)
 
@@ -72,7 +77,7 @@ def test_a_data_key_opens_for_its_context():
     assert key_id == made.key_id == data_key_id(CONTEXT)
 
 
-def test_every_data_key_is_another():
+def test_every_data_key_is_another() -> None:
     """Also for the same context."""
     it, first, second = loaded(), bytearray(32), bytearray(32)
 
@@ -95,7 +100,7 @@ def test_every_data_key_is_another():
         replace(CONTEXT, owner="owner-1consent-1", consent=""),
     ],
 )
-def test_a_data_key_opens_for_no_other_context(other):
+def test_a_data_key_opens_for_no_other_context(other: SecretContext) -> None:
     """One value differs: it does not open, and the buffer holds nothing."""
     it, key, buffer = loaded(), bytearray(32), bytearray(b"\xff" * 32)
     made = it.create_data_key(CONTEXT, key)
@@ -108,7 +113,7 @@ def test_a_data_key_opens_for_no_other_context(other):
 
 
 @pytest.mark.parametrize("bit", range(0, 146 * 8, 37))
-def test_a_changed_bit_of_a_wrapped_data_key_is_found(bit):
+def test_a_changed_bit_of_a_wrapped_data_key_is_found(bit: int) -> None:
     """Any bit, header included."""
     it, key = loaded(), bytearray(32)
     wrapped = bytearray(it.create_data_key(CONTEXT, key).wrapped)
@@ -126,7 +131,7 @@ def test_a_changed_bit_of_a_wrapped_data_key_is_found(bit):
         replace(CONTEXT, row_version=0),
     ],
 )
-def test_no_data_key_is_made_for_a_context_that_it_cannot_have(context):
+def test_no_data_key_is_made_for_a_context_that_it_cannot_have(context: SecretContext) -> None:
     """Another cluster, an origin, a row version 0: refused, and the buffer holds no key."""
     buffer = bytearray(32)
 
@@ -136,10 +141,11 @@ def test_no_data_key_is_made_for_a_context_that_it_cannot_have(context):
     assert buffer == bytes(32)
 
 
-def test_a_token_is_no_data_key():
+def test_a_token_is_no_data_key() -> None:
     """A record of another kind under the same master key does not open as a data key."""
     it = loaded()
     master = it._current
+    assert master is not None
     token = sealing.seal(
         key=master.buffer.view,
         key_id=master.key_id,
@@ -153,7 +159,7 @@ def test_a_token_is_no_data_key():
         it.open_data_key(token, CONTEXT, bytearray(32))
 
 
-def test_without_master_keys_nothing_is_made_or_opened():
+def test_without_master_keys_nothing_is_made_or_opened() -> None:
     """A fresh process says so, and says it in a way that can be tried again."""
     made = loaded().create_data_key(CONTEXT, bytearray(32))
     fresh = vault()
@@ -168,7 +174,7 @@ def test_without_master_keys_nothing_is_made_or_opened():
     assert (fresh.versions, fresh.current_version) == ((), 0)
 
 
-def test_the_current_version_wraps_and_older_ones_still_open():
+def test_the_current_version_wraps_and_older_ones_still_open() -> None:
     """After a rotation old data keys open, and new ones name the new version."""
     it, old_key, again = vault(), bytearray(32), bytearray(32)
     first = it.create_master_key(1)
@@ -185,7 +191,7 @@ def test_the_current_version_wraps_and_older_ones_still_open():
     assert (it.versions, it.current_version) == ((1, 2), 2)
 
 
-def test_a_version_that_was_taken_away_opens_nothing():
+def test_a_version_that_was_taken_away_opens_nothing() -> None:
     """Loading replaces: a master key that is not in the new set is gone."""
     it = vault()
     first, second = it.create_master_key(1), it.create_master_key(2)
@@ -197,7 +203,7 @@ def test_a_version_that_was_taken_away_opens_nothing():
         it.open_data_key(old, CONTEXT, bytearray(32))
 
 
-def _sets():
+def _sets() -> dict[str, KeySetChange]:
     """Name, what is done to (first, second), and whether it is a set that may be loaded."""
     swap = msgspec.structs.replace
     return {
@@ -221,7 +227,7 @@ def _sets():
 
 
 @pytest.mark.parametrize("change", _sets().values(), ids=_sets())
-def test_a_bad_set_of_master_keys_changes_nothing(change):
+def test_a_bad_set_of_master_keys_changes_nothing(change: KeySetChange) -> None:
     """All are loaded or none: after the refusal the old ones still work."""
     it, again = vault(), bytearray(32)
     key = bytearray(32)
@@ -240,13 +246,13 @@ def test_a_bad_set_of_master_keys_changes_nothing(change):
 @pytest.mark.parametrize(
     "other", [vault(cluster="cluster-2"), vault(SoftRoot(key=b"s" * 32)), vault(SoftRoot(key_id=b"i" * 16))]
 )
-def test_a_master_key_of_another_cluster_or_root_does_not_load(other):
+def test_a_master_key_of_another_cluster_or_root_does_not_load(other: Vault) -> None:
     """Another cluster's name, another root key, another root key's id."""
     with pytest.raises(Corrupt):
         vault().load([current(other.create_master_key(1))])
 
 
-def test_a_root_key_that_answers_with_something_else_is_found_out():
+def test_a_root_key_that_answers_with_something_else_is_found_out() -> None:
     """The HSM says ok and delivers another key's octets: the commitment does not fit, nothing is loaded."""
     root = SoftRoot()
     it = vault(root)
@@ -257,7 +263,7 @@ def test_a_root_key_that_answers_with_something_else_is_found_out():
         it.load([current(wrapped)])
 
 
-def test_a_new_master_key_is_proven_to_open_before_it_is_given_out():
+def test_a_new_master_key_is_proven_to_open_before_it_is_given_out() -> None:
     """An HSM that cannot open what it just wrapped is sick, and no record of that is stored."""
     root = SoftRoot()
     root.answer_with = bytes(32)
@@ -266,7 +272,7 @@ def test_a_new_master_key_is_proven_to_open_before_it_is_given_out():
         vault(root).create_master_key(1)
 
 
-def test_a_new_master_key_is_not_loaded():
+def test_a_new_master_key_is_not_loaded() -> None:
     """The gateway stores it first: a key that is used and then lost would lose tokens."""
     it = vault()
 
@@ -275,9 +281,10 @@ def test_a_new_master_key_is_not_loaded():
     assert it.versions == ()
 
 
-def test_replaced_master_keys_are_wiped():
+def test_replaced_master_keys_are_wiped() -> None:
     """Buffers of keys that are no longer loaded are closed, which wipes them."""
     it = loaded()
+    assert it._current is not None
     old = it._current.buffer
     it.load([current(it.create_master_key(2))])
 
@@ -285,7 +292,7 @@ def test_replaced_master_keys_are_wiped():
         _ = old.view
 
 
-def test_data_key_ids_differ_by_context_and_not_by_where_texts_are_cut():
+def test_data_key_ids_differ_by_context_and_not_by_where_texts_are_cut() -> None:
     """The id names the data key of one consent; it says nothing about the key."""
     contexts = [
         CONTEXT,
