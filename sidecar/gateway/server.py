@@ -213,34 +213,38 @@ def _add_reflection_v1(server: grpc.aio.Server, names: Sequence[str]) -> None:
 
 def _credentials(tls: Tls, log: Log) -> grpc.ServerCredentials:
     """mTLS 1.2 or newer. The files are read again when they have changed: see `_Fetcher`."""
+    fetcher = _Fetcher(tls=tls, log=log)  # looks at the files' times first: a change from here on is not missed
     configuration = _certificates(tls)
-    fetcher = _Fetcher(tls=tls, current=configuration, log=log)
-    return grpc.dynamic_ssl_server_credentials(configuration, fetcher, require_client_authentication=True)
+    return grpc.dynamic_ssl_server_credentials(
+        configuration,
+        fetcher,  # type: ignore[arg-type]  # the stubs do not know that None means "no change"
+        require_client_authentication=True,
+    )
 
 
 class _Fetcher:
-    """Gives gRPC the newest certificates that could be read. Called in gRPC's own threads, once per handshake."""
+    """Gives gRPC certificates that have changed, None where they have not. Called in gRPC's own threads, once per handshake."""
 
-    def __init__(self, *, tls: Tls, current: grpc.ServerCertificateConfiguration, log: Log) -> None:
+    def __init__(self, *, tls: Tls, log: Log) -> None:
         self._tls = tls
-        self._current = current
         self._log = log
         self._seen = _change_times(tls)
         self._refused: tuple[int, ...] | None = None
 
-    def __call__(self) -> grpc.ServerCertificateConfiguration:
+    def __call__(self) -> grpc.ServerCertificateConfiguration | None:
         seen = _change_times(self._tls)
-        if seen != self._seen:
-            try:
-                self._current = _certificates(self._tls)
-            except ConfigurationError:  # half-written files: the old ones go on, the next handshake looks again
-                if seen != self._refused:
-                    self._refused = seen
-                    self._log.error("certificates_not_reloaded", path=self._tls.certificate_file)
-                return self._current
-            self._seen = seen
-            self._log.info("certificates_reloaded", path=self._tls.certificate_file)
-        return self._current
+        if seen == self._seen:
+            return None
+        try:
+            fresh = _certificates(self._tls)
+        except ConfigurationError:  # half-written files: the old ones go on, the next handshake looks again
+            if seen != self._refused:
+                self._refused = seen
+                self._log.error("certificates_not_reloaded", path=self._tls.certificate_file)
+            return None
+        self._seen = seen
+        self._log.info("certificates_reloaded", path=self._tls.certificate_file)
+        return fresh
 
 
 def _change_times(tls: Tls) -> tuple[int, ...]:

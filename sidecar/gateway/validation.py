@@ -3,11 +3,12 @@
 A violation names the field and the rule; the value is never repeated.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import protovalidate
 from google.protobuf.message import DecodeError, Message
+from google.protobuf.timestamp_pb2 import Timestamp
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from sidecar.errors import CustodyError, FieldViolation, InvalidField
@@ -19,6 +20,7 @@ __all__ = ["RequestValidator"]
 _WHOLE: Final = "(request)"
 # An answer has to fit the 8 KiB of metadata that gRPC clients accept: whoever breaks more rules than this hears of the first.
 _MOST_VIOLATIONS: Final = 16
+_NANOS: Final = 1_000_000_000
 
 
 class RequestValidator:
@@ -47,9 +49,9 @@ class RequestValidator:
             ) from error
 
     def check(self, request: Message) -> None:
-        """Raises InvalidField with the violations, unknown fields among them."""
+        """Raises InvalidField with the first of the violations, unknown fields among them."""
         violations = [_violation(found) for found in self._validator.collect_violations(request)]
-        violations += _unknown_fields(request, "")
+        violations += _violations(request, "")
         if violations:
             raise InvalidField(*violations[:_MOST_VIOLATIONS])
 
@@ -68,20 +70,22 @@ def _element(element: object) -> str:
     return f"{name}[{index}]" if isinstance(index, int) else name
 
 
-def _unknown_fields(message: Message, path: str) -> list[FieldViolation]:
-    """What this version does not know it cannot honour: a newer client must not believe that it was."""
-    found = []
-    if len(UnknownFieldSet(message)):
-        found.append(
-            FieldViolation(field=path or _WHOLE, rule="unknown_field", description="has a field that is not known")
+def _violations(message: Message, path: str) -> Iterator[FieldViolation]:
+    """What the rules on the fields cannot say, for a message and all that are in it."""
+    if len(
+        UnknownFieldSet(message)
+    ):  # what is not known cannot be honoured: a newer client must not believe that it was
+        yield FieldViolation(
+            field=path or _WHOLE, rule="unknown_field", description="has a field that is not known here"
         )
+    if isinstance(message, Timestamp) and not 0 <= message.nanos < _NANOS:
+        yield FieldViolation(field=path, rule="timestamp.nanos", description="must have nanos from 0 to 999999999")
     for field, value in message.ListFields():
         if field.message_type is None:
             continue
         here = f"{path}.{field.name}" if path else field.name
         if field.is_repeated:
             for index, item in enumerate(value):
-                found += _unknown_fields(item, f"{here}[{index}]")
+                yield from _violations(item, f"{here}[{index}]")
         else:
-            found += _unknown_fields(value, here)
-    return found
+            yield from _violations(value, here)
