@@ -83,14 +83,14 @@ class HsmStandIn:
 
     def _serve(self, end: socket.socket) -> None:
         decoder = decoder_for(EgressToHsmFrame)
-        with end, end.makefile("rb") as source:
+        # Either side may hang up at any moment, with questions still unread.
+        with contextlib.suppress(OSError), end, end.makefile("rb") as source:
             while header := source.read(HEADER.size):
                 frame = decoder.decode(source.read(int.from_bytes(header, "big")))
                 self.questions += 1
                 if self.silent:
                     continue
-                with contextlib.suppress(OSError):
-                    end.sendall(encode_frame(HsmToEgressFrame(id=frame.id, body=self._answer(frame.body))))
+                end.sendall(encode_frame(HsmToEgressFrame(id=frame.id, body=self._answer(frame.body))))
 
     def _answer(self, question: EgressToHsm) -> HsmToEgress:
         try:
