@@ -5,6 +5,8 @@ command line (`--store.path=…`) or the environment (`CUSTODY_STORE_PATH=…`) 
 The structures below are the schema (docs/configuration.md); their names are the keys.
 """
 
+import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 import yaml
 from jsonschema import Draft202012Validator, ValidationError
+from msgspec import inspect
 
 __all__ = [
     "AddressKind",
@@ -31,14 +34,17 @@ __all__ = [
 
 T = TypeVar("T")
 
-_NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+_NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z"
 Name = Annotated[str, msgspec.Meta(pattern=_NAME, description="1 to 63 of a-z, 0-9 and inner '-'")]
-FilePath = Annotated[str, msgspec.Meta(pattern=r"^/[^\x00]*$", max_length=4096, description="an absolute path")]
+FilePath = Annotated[str, msgspec.Meta(pattern=r"^/[^\x00]*\Z", max_length=4096, description="an absolute path")]
 SpiffeId = Annotated[
-    str, msgspec.Meta(pattern=r"^spiffe://[a-z0-9._-]{1,255}(/[A-Za-z0-9._-]+)+$", max_length=2048)
+    str, msgspec.Meta(pattern=r"^spiffe://[a-z0-9._-]{1,255}(/[A-Za-z0-9._-]+)+\Z", max_length=2048)
 ]  # SPIFFE ID standard, section 2
-HostPort = Annotated[str, msgspec.Meta(pattern=r"^(127\.0\.0\.1|\[::1\]|0\.0\.0\.0|\[::\]|localhost):[0-9]{1,5}$")]
+HostPort = Annotated[str, msgspec.Meta(pattern=r"^(127\.0\.0\.1|\[::1\]|0\.0\.0\.0|\[::\]|localhost):[0-9]{1,5}\Z")]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+
+_MAX_FILE_BYTES = 1_000_000
+_LONGEST_SOCKET_PATH_BYTES = 107  # sun_path of Linux has 108, the last for NUL (unix(7))
 
 AddressKind = Literal["api", "admin"]
 
@@ -61,7 +67,7 @@ class Tls(_Section, frozen=True, kw_only=True):
     certificate_file: FilePath
     key_file: FilePath
     client_ca_file: FilePath
-    trust_domain: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9._-]{1,255}$")]
+    trust_domain: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9._-]{1,255}\Z")]
 
 
 class Listener(_Section, frozen=True, kw_only=True):
@@ -69,7 +75,7 @@ class Listener(_Section, frozen=True, kw_only=True):
     one caller. `address` is `unix:/path` or HOST:PORT; HOST:PORT needs `tls`."""
 
     address: Annotated[
-        str, msgspec.Meta(pattern=r"^(unix:/[^\x00]{1,107}|[^:/]+:[0-9]{1,5}|\[[0-9a-f:]+\]:[0-9]{1,5})$")
+        str, msgspec.Meta(pattern=r"^(unix:/[^\x00]{1,107}|[^:/]+:[0-9]{1,5}|\[[0-9a-f:]+\]:[0-9]{1,5})\Z")
     ]
     surface: AddressKind
     tls: Tls | None = None
@@ -97,7 +103,7 @@ class ProviderConfiguration(_Section, frozen=True, kw_only=True):
     `allow_client_key_file: true` says by name is accepted, because keys belong into the HSM."""
 
     id: Name
-    descriptor: Annotated[str, msgspec.Meta(pattern=r"^([a-z0-9-]{1,63}|/[^\x00]+\.yaml)$")]
+    descriptor: Annotated[str, msgspec.Meta(pattern=r"^([a-z0-9-]{1,63}|/[^\x00]+\.yaml)\Z")]
     ca_file: FilePath
     client_certificate_file: FilePath | None = None
     client_key_file: FilePath | None = None
@@ -135,21 +141,21 @@ class Configuration(_Section, frozen=True, kw_only=True):
 class PolicyLimit(_Section, frozen=True, kw_only=True):
     """The largest single payment in a currency, as decimal text."""
 
-    currency_code: Annotated[str, msgspec.Meta(pattern=r"^[A-Z]{3}$")]
-    amount: Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,12}(\.[0-9]{1,3})?$")]
+    currency_code: Annotated[str, msgspec.Meta(pattern=r"^[A-Z]{3}\Z")]
+    amount: Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,12}(\.[0-9]{1,3})?\Z")]
 
 
 class PolicyWorkload(_Section, frozen=True, kw_only=True):
     """`workload` is a SPIFFE ID or `workload:NAME` of a bound socket. `owners: any` or a list; there are no patterns."""
 
     workload: Annotated[
-        str, msgspec.Meta(pattern=r"^(spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)+|workload:[a-z0-9-]{1,63})$")
+        str, msgspec.Meta(pattern=r"^(spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)+|workload:[a-z0-9-]{1,63})\Z")
     ]
     roles: Annotated[tuple[Literal["application", "administrator", "auditor"], ...], msgspec.Meta(min_length=1)]
     purposes: tuple[Literal["accounts", "balances", "transactions", "payments", "signing"], ...] = ()
     providers: tuple[Name, ...] = ()
     imports: bool = False  # whether it may bring in tokens that it holds elsewhere
-    owners: Literal["any"] | tuple[Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._:@-]{1,64}$")], ...] = ()
+    owners: Literal["any"] | tuple[Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._:@-]{1,64}\Z")], ...] = ()
     payment_limits: tuple[PolicyLimit, ...] = ()
 
 
@@ -165,40 +171,53 @@ def load_configuration(
     Raises ConfigurationError with every mistake.
     """
     document = load_yaml(path)
-    overrides = {**_from_environment(environment or {}), **(flags or {})}
-    for dotted, text in overrides.items():
-        _override(document, dotted, text)
-    configuration = _checked(document, Configuration)
-    mistakes = _mistakes_between_fields(configuration)
+    given, mistakes = _from_environment(environment or {})
+    for dotted, text in {**given, **(flags or {})}.items():
+        mistakes += _override(document, dotted, text)
+    mistakes += _schema_mistakes(document, Configuration)
+    mistakes += _listener_mistakes(_valid(document.get("listeners"), Listener))
+    mistakes += _provider_mistakes(_valid(document.get("providers"), ProviderConfiguration))
+    mistakes += _port_mistakes("operations_address", document.get("operations_address"))
     if mistakes:
         raise ConfigurationError(mistakes)
-    return configuration
+    return _converted(document, Configuration)
 
 
 def load_policy(path: Path) -> PolicyFile:
     """The policy file. Raises ConfigurationError with every mistake."""
-    policy = _checked(load_yaml(path), PolicyFile)
-    names = [entry.workload for entry in policy.workloads]
-    doubled = sorted({name for name in names if names.count(name) > 1})
-    if doubled:
-        raise ConfigurationError([f"workloads: {name} stands more than once" for name in doubled])
-    return policy
+    document = load_yaml(path)
+    mistakes = _schema_mistakes(document, PolicyFile)
+    entries = _valid(document.get("workloads"), PolicyWorkload)
+    names = [entry.workload for _, entry in entries]
+    mistakes += [f"workloads: {name} stands more than once" for name in sorted(_doubled(names))]
+    for index, entry in entries:
+        codes = sorted(_doubled(limit.currency_code for limit in entry.payment_limits))
+        mistakes += [f"workloads[{index}].payment_limits: {code} stands more than once" for code in codes]
+    if mistakes:
+        raise ConfigurationError(mistakes)
+    return _converted(document, PolicyFile)
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
     """One YAML document: a mapping, without duplicate keys, aliases or tags. Raises ConfigurationError."""
     try:
-        text = path.read_text("utf-8")
+        if not path.is_file():  # a pipe or a device could be read for ever
+            raise ConfigurationError([f"{path}: is no file"])
+        with path.open("rb") as file:
+            data = file.read(_MAX_FILE_BYTES + 1)
+        text = data.decode("utf-8")
     except OSError as error:
         raise ConfigurationError([f"{path}: cannot be read ({error.strerror})"]) from error
     except UnicodeDecodeError as error:
         raise ConfigurationError([f"{path}: is not UTF-8 text"]) from error
-    if len(text) > 1_000_000:
+    if len(data) > _MAX_FILE_BYTES:
         raise ConfigurationError([f"{path}: is larger than 1 MB"])
     try:
         document = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader with more rules
     except yaml.YAMLError as error:
         raise ConfigurationError([f"{path}: {_yaml_problem(error)}"]) from error
+    except (ValueError, RecursionError) as error:  # a date that is none, a nesting without end
+        raise ConfigurationError([f"{path}: holds a value that cannot be read"]) from error
     if not isinstance(document, dict):
         raise ConfigurationError([f"{path}: must be a mapping"])
     return document
@@ -220,6 +239,8 @@ class _StrictLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
         mapping = super().construct_mapping(node, deep=deep)
+        if not all(isinstance(key, str) for key in mapping):
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: a key is no text")
         if len(mapping) != len(node.value):
             raise yaml.YAMLError(f"line {node.start_mark.line + 1}: a key stands more than once in one mapping")
         return mapping
@@ -231,21 +252,56 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
     return f"line {mark.line + 1}: {problem}" if mark else problem
 
 
-def _checked(document: object, kind: type[T]) -> T:
-    """`document` as `kind`. JSON Schema finds every mistake, not only the first; msgspec then makes the frozen values."""
-    schema = msgspec.json.schema(kind)
-    mistakes = sorted(
-        {
-            f"{_path(error.absolute_path)}: {_rule(error)}"
-            for error in Draft202012Validator(schema).iter_errors(document)
-        }
-    )
-    if mistakes:
-        raise ConfigurationError(mistakes)
+def _schema_mistakes(document: object, kind: type[msgspec.Struct]) -> list[str]:
+    """JSON Schema finds every mistake, not only the first."""
+    errors = Draft202012Validator(msgspec.json.schema(kind)).iter_errors(document)
+    found = {f"{_path(error.absolute_path)}: {_rule(error)}" for outer in errors for error in _precise(outer)}
+    return sorted(found | {f"{_path(where)}: must be a finite number" for where in _not_finite(document, ())})
+
+
+def _converted(document: object, kind: type[T]) -> T:
     try:
         return msgspec.convert(document, kind)
     except msgspec.ValidationError as error:
         raise ConfigurationError([str(error)]) from error
+
+
+def _valid(items: object, kind: type[T]) -> list[tuple[int, T]]:
+    """Those of the list's items that are right in themselves, with their places: rules between fields are checked for them."""
+    found = []
+    for index, item in enumerate(items if isinstance(items, list) else ()):
+        try:
+            found.append((index, msgspec.convert(item, kind)))
+        except msgspec.ValidationError:
+            continue  # the schema says what is wrong with it
+    return found
+
+
+def _precise(error: ValidationError) -> Iterator[ValidationError]:
+    """What is wrong inside the one alternative that was meant, where that can be told; else the error itself."""
+    branches: dict[Any, list[ValidationError]] = {}
+    for inner in error.context or ():
+        branches.setdefault(inner.schema_path[0], []).append(inner)
+    meant = [errors for errors in branches.values() if not any(_at_top(inner, "type") for inner in errors)]
+    deeper = [errors for errors in meant if not any(_at_top(inner, "enum") for inner in errors)]
+    if error.validator != "anyOf" or not meant:
+        yield error
+        return
+    for inner in (deeper or meant)[0]:
+        yield from _precise(inner)
+
+
+def _at_top(error: ValidationError, validator: str) -> bool:
+    return error.validator == validator and not error.relative_path
+
+
+def _not_finite(value: object, where: tuple[str | int, ...]) -> Iterator[tuple[str | int, ...]]:
+    """Where `.nan` and `.inf` stand: comparisons with bounds let NaN through."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield where
+    members = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, member in members:
+        yield from _not_finite(member, (*where, key))
 
 
 def _path(parts: Iterable[str | int]) -> str:
@@ -262,7 +318,7 @@ def _rule(error: ValidationError) -> str:
     found: Any = error.instance
     match error.validator:
         case "additionalProperties":
-            return f"unknown key: {', '.join(sorted(set(found) - set(schema.get('properties', {}))))}"
+            return f"unknown key: {', '.join(sorted(map(str, set(found) - set(schema.get('properties', {})))))}"
         case "required":
             return f"missing key: {', '.join(name for name in wanted if name not in found)}"
         case "type":
@@ -277,14 +333,13 @@ def _rule(error: ValidationError) -> str:
             return f"must satisfy {error.validator} {wanted}"
 
 
-def _from_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """CUSTODY_STORE_PATH overrides store.path. Names that are no scalar of the schema are refused, as unknown keys are."""
+def _from_environment(environment: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """CUSTODY_STORE_PATH overrides store.path. Names that are no scalar of the schema are mistakes, as unknown keys are."""
     scalars = {f"CUSTODY_{dotted.replace('.', '_').upper()}": dotted for dotted in scalar_names()}
     given = {name: value for name, value in environment.items() if name.startswith("CUSTODY_") and name not in _OTHERS}
     unknown = sorted(set(given) - set(scalars))
-    if unknown:
-        raise ConfigurationError([f"environment: {name} is no name of the configuration" for name in unknown])
-    return {scalars[name]: value for name, value in given.items()}
+    known = {scalars[name]: value for name, value in given.items() if name in scalars}
+    return known, [f"environment: {name} is no name of the configuration" for name in unknown]
 
 
 # Variables of the command line client and the Python client, which may stand in the same environment.
@@ -293,54 +348,82 @@ _OTHERS = frozenset({"CUSTODY_ADDRESS", "CUSTODY_FORMAT", "CUSTODY_TIMEOUT", "CU
 
 def scalar_names() -> tuple[str, ...]:
     """The dotted names of all scalars that flags and the environment may override."""
-    return tuple(_scalars(Configuration, ""))
+    return tuple(_scalars())
 
 
-def _scalars(kind: type[msgspec.Struct], prefix: str) -> Iterator[str]:
-    for field in msgspec.structs.fields(kind):
-        annotation = field.type
-        if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
-            yield from _scalars(annotation, f"{prefix}{field.name}.")
-        elif not str(annotation).startswith(("typing.Annotated[tuple", "tuple", "dict")):
-            yield prefix + field.name
+def _scalars() -> dict[str, inspect.Type]:
+    """The type of each scalar, by its dotted name."""
+    root = inspect.type_info(Configuration)
+    assert isinstance(root, inspect.StructType)
+    return dict(_scalars_of(root, ""))
 
 
-def _override(document: dict[str, Any], dotted: str, text: str) -> None:
-    if dotted not in scalar_names():
-        raise ConfigurationError([f"{dotted}: is no scalar of the configuration"])
+def _scalars_of(kind: inspect.StructType, prefix: str) -> Iterator[tuple[str, inspect.Type]]:
+    for field in kind.fields:
+        inner = field.type.type if isinstance(field.type, inspect.Metadata) else field.type
+        if isinstance(inner, inspect.StructType):
+            yield from _scalars_of(inner, f"{prefix}{field.encode_name}.")
+        elif not isinstance(inner, inspect.CollectionType | inspect.DictType):
+            yield prefix + field.encode_name, inner
+
+
+def _override(document: dict[str, Any], dotted: str, text: str) -> list[str]:
+    """Puts `text` in its place, as a number where the schema wants one; gives the mistakes."""
+    scalars = _scalars()
+    if dotted not in scalars:
+        return [f"{dotted}: is no scalar of the configuration"]
     *sections, name = dotted.split(".")
     for section in sections:
         document = document.setdefault(section, {})
         if not isinstance(document, dict):
-            raise ConfigurationError([f"{section}: must be a mapping"])
-    document[name] = _plain(text)
+            return []  # the schema says that this section must be a mapping
+    wants_number = isinstance(scalars[dotted], inspect.IntType | inspect.FloatType)
+    document[name] = _number(text) if wants_number else text
+    return []
 
 
-def _plain(text: str) -> str | int | float:
+def _number(text: str) -> str | int | float:
     if re.fullmatch(r"[0-9]{1,15}", text):
         return int(text)
     return float(text) if re.fullmatch(r"[0-9]{1,15}\.[0-9]{1,6}", text) else text
 
 
-def _mistakes_between_fields(configuration: Configuration) -> list[str]:
+def _listener_mistakes(listeners: Sequence[tuple[int, Listener]]) -> list[str]:
     mistakes = []
-    for index, listener in enumerate(configuration.listeners):
+    for index, listener in listeners:
         where = f"listeners[{index}]"
         if (listener.tls is None) == (listener.workload is None):
             mistakes.append(f"{where}: must have exactly one of tls and workload")
         if listener.workload is not None and not listener.address.startswith("unix:"):
             mistakes.append(f"{where}: workload needs a Unix socket: whoever reaches a port could use it")
-    addresses = [listener.address for listener in configuration.listeners]
+        mistakes += _address_mistakes(f"{where}.address", listener.address)
+    addresses = [listener.address for _, listener in listeners if not listener.address.endswith(":0")]
     mistakes += [f"listeners: {address} stands more than once" for address in sorted(_doubled(addresses))]
-    mistakes += [
-        f"providers: {name} stands more than once" for name in sorted(_doubled(p.id for p in configuration.providers))
-    ]
-    for index, provider in enumerate(configuration.providers):
-        mistakes += [f"providers[{index}].{mistake}" for mistake in _provider_mistakes(provider)]
     return mistakes
 
 
-def _provider_mistakes(provider: ProviderConfiguration) -> Iterator[str]:
+def _address_mistakes(where: str, address: str) -> list[str]:
+    if not address.startswith("unix:"):
+        return _port_mistakes(where, address)
+    if len(os.fsencode(address.removeprefix("unix:"))) > _LONGEST_SOCKET_PATH_BYTES:
+        return [f"{where}: must be a path of at most {_LONGEST_SOCKET_PATH_BYTES} bytes"]
+    return []
+
+
+def _port_mistakes(where: str, address: object) -> list[str]:
+    port = address.rpartition(":")[2] if isinstance(address, str) else ""
+    return [f"{where}: must have a port of at most 65535"] if port.isdecimal() and int(port) > 65_535 else []
+
+
+def _provider_mistakes(providers: Sequence[tuple[int, ProviderConfiguration]]) -> list[str]:
+    names = sorted(_doubled(provider.id for _, provider in providers))
+    mistakes = [f"providers: {name} stands more than once" for name in names]
+    for index, provider in providers:
+        mistakes += [f"providers[{index}].{mistake}" for mistake in _key_mistakes(provider)]
+    return mistakes
+
+
+def _key_mistakes(provider: ProviderConfiguration) -> Iterator[str]:
     if (provider.client_key_file is None) != (provider.client_certificate_file is None):
         yield "client_key_file: needs client_certificate_file, and the other way round"
     if provider.client_key_file is not None and not provider.allow_client_key_file:

@@ -3,13 +3,15 @@
 There is no way to log a message's text, an exception's text or a request: a line says which event, with which harmless values.
 """
 
-import json
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from datetime import UTC, datetime
 from enum import IntEnum
 from typing import Final, TextIO
+
+from sidecar.loglines import log_line
 
 __all__ = ["FIELDS", "Level", "Log"]
 
@@ -69,12 +71,6 @@ class Log:
             raise ValueError(f"undeclared log fields: {', '.join(sorted(undeclared))}")
         if level < self._level:
             return
-        line = {
-            "ts": round(self._now(), 6),
-            "level": level.name.lower(),
-            "process": self._process,
-            "event": event,
-            **fields,
-        }
-        self._stream.write(json.dumps(line, separators=(",", ":")) + "\n")
+        now = datetime.fromtimestamp(self._now(), UTC)
+        self._stream.write(log_line(self._process, level.name.lower(), event, fields, now=now).decode("ascii"))
         self._stream.flush()

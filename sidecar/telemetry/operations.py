@@ -5,6 +5,7 @@ Liveness never looks at the HSM or a bank: restarting this container would not h
 """
 
 import asyncio
+import re
 from collections.abc import Callable
 from http import HTTPStatus
 
@@ -16,11 +17,12 @@ __all__ = ["OperationsServer"]
 _HEAD_BYTES = 8 * 1024
 _HEAD_SECONDS = 5.0
 _CONNECTIONS = 64
+_REQUEST_LINE = re.compile(r"([A-Z]{1,16}) (/[!-~]*) HTTP/1\.[01]")
 _OPEN_METRICS = "application/openmetrics-text"
 
 
 class OperationsServer:
-    """`refresh` is awaited before metrics are written; `is_started` and `is_ready` are asked at each probe."""
+    """`is_started` and `is_ready` are asked at each probe."""
 
     def __init__(
         self,
@@ -65,8 +67,10 @@ class OperationsServer:
 
     def _answer(self, head: bytes) -> tuple[HTTPStatus, str, bytes]:
         lines = head.decode("latin-1").split("\r\n")
-        method, _, rest = lines[0].partition(" ")
-        path = rest.partition(" ")[0].partition("?")[0]
+        parsed = _REQUEST_LINE.fullmatch(lines[0])
+        if parsed is None:
+            return HTTPStatus.BAD_REQUEST, "text/plain", b"no request\n"
+        method, path = parsed[1], parsed[2].partition("?")[0]
         if method not in ("GET", "HEAD"):
             return HTTPStatus.METHOD_NOT_ALLOWED, "text/plain", b"only GET\n"
         if path == "/metrics":
@@ -85,7 +89,8 @@ class OperationsServer:
 
 
 def _head(status: HTTPStatus, media_type: str, length: int) -> bytes:
+    allow = "Allow: GET, HEAD\r\n" if status is HTTPStatus.METHOD_NOT_ALLOWED else ""
     return (
-        f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: {media_type}\r\nContent-Length: {length}\r\n"
+        f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: {media_type}\r\nContent-Length: {length}\r\n{allow}"
         "Connection: close\r\nX-Content-Type-Options: nosniff\r\n\r\n"
     ).encode("ascii")
