@@ -36,11 +36,11 @@ def main() -> ChildExit:
     except ParentGone:
         return ChildExit.STOPPED
     # Names of constants; what is missing here is the supervisor's and the operator's business.
-    log("info", "egress starts", missing_hardening=",".join(posture.missing()))
+    log("info", "starting", "egress starts", missing_hardening=",".join(posture.missing()))
     try:
         settings = _read_settings(arguments.settings_fd)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
-        log("error", "the settings cannot be read")
+        log("error", "settings_refused", "the settings cannot be read")
         return ChildExit.SETTINGS_REFUSED
     # TLS is driven by our own code (connection.py), so uvloop keeps no plaintext back either.
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -53,7 +53,7 @@ async def _run(settings: EgressSettings, gateway_fd: int, wiring_fd: int) -> Chi
         origins = Origins(settings)
     except (OSError, ValueError, CustodyError) as error:
         reason = "a provider's transport cannot be set up: origin, CA file or client certificate"
-        log("error", reason, kind=type(error).__name__)
+        log("error", "defect", reason, error_class=type(error).__name__)
         return ChildExit.SETTINGS_REFUSED
     hsm = HsmLink()
     keys = DataKeys(hsm=hsm, cache_seconds=settings.data_key_cache_seconds, cache_size=settings.data_key_cache_size)
@@ -88,7 +88,12 @@ async def _serve(egress: Egress, gateway_fd: int) -> ChildExit:
 
 def _log_loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
     # The default handler prints reprs of whatever was at hand.
-    log("error", "an unexpected error in the event loop", kind=type(context.get("exception")).__name__)
+    log(
+        "error",
+        "loop_defect",
+        "an unexpected error in the event loop",
+        error_class=type(context.get("exception")).__name__,
+    )
 
 
 def _read_settings(descriptor: int) -> EgressSettings:

@@ -1,14 +1,14 @@
-"""Log lines of egress: one JSON object each, on standard error. Constant messages; fields are numbers, codes and names of
-classes, never a value of a request or an answer."""
+"""Log lines of egress, on standard error. Constant messages; fields are numbers, codes and names of classes, never a value of a
+request or an answer."""
 
-import json
 import sys
-from datetime import UTC, datetime
+
+from sidecar.loglines import Value, log_line
 
 __all__ = ["log"]
 
 
-def log(level: str, message: str, **fields: str | int | bool) -> None:
-    line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "level": level, "process": "egress"}
-    sys.stderr.write(json.dumps(line | {"message": message} | fields) + "\n")
+def log(level: str, event: str, message: str, **fields: Value) -> None:
+    """The supervisor reads `message` as the reason, should this be the last line."""
+    sys.stderr.write(log_line("egress", level, event, {"message": message, **fields}).decode("ascii"))
     sys.stderr.flush()

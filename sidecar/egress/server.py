@@ -82,7 +82,7 @@ class GatewayServer(asyncio.Protocol):
             while not self.ended.done() and (frame := self._next_frame()) is not None:
                 self._accept(frame)
         except (BadFrame, msgspec.MsgspecError, UnicodeDecodeError):  # the last for a text that is not UTF-8
-            log("error", "the gateway sent a frame that is not of our protocol")
+            log("error", "gateway_broke_the_protocol", "the gateway sent a frame that is not of our protocol")
             self._end(by_gateway=False)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (an end is an end)
@@ -129,7 +129,11 @@ class GatewayServer(asyncio.Protocol):
             body = failure_of(error)
         except Exception as error:  # noqa: BLE001 (the boundary: nothing of a foreign exception leaves)
             log(
-                "error", "a request failed unexpectedly", operation=type(frame.body).__name__, kind=type(error).__name__
+                "error",
+                "request_failed",
+                "a request failed unexpectedly",
+                operation=type(frame.body).__name__,
+                error_class=type(error).__name__,
             )
             body = failure_of(Internal())
         self._answer(frame.id, body)

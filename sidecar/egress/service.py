@@ -266,7 +266,7 @@ class Egress:
         except BadAnswer as error:
             return Unknown(code=error.code)
         except Exception as error:  # noqa: BLE001 (bytes are out: a defect of ours must not look like a refusal)
-            log("error", "a defect after the send", kind=type(error).__name__)
+            log("error", "defect_after_send", "a defect after the send", error_class=type(error).__name__)
             return Unknown(code=codes.DEFECT_AFTER_SEND)
 
     def _transmit(

@@ -42,17 +42,17 @@ class Wiring:
         if not message:
             self.close()  # the supervisor is gone; the gateway's socket tells the rest
         else:
-            log("error", "a wiring message carried another number of descriptors than one")
+            log("error", "bad_wiring", "a wiring message carried another number of descriptors than one")
 
     def _take(self, descriptor: int) -> None:
         try:
             peer = socket.socket(fileno=descriptor)
         except OSError:
             os.close(descriptor)
-            log("error", "a wiring message carried a descriptor that is no socket")
+            log("error", "bad_wiring", "a wiring message carried a descriptor that is no socket")
             return
         if peer.family != socket.AF_UNIX or peer.type != socket.SOCK_STREAM:
             peer.close()
-            log("error", "a wiring message carried another kind of socket")
+            log("error", "bad_wiring", "a wiring message carried another kind of socket")
             return
         self._wire(peer)

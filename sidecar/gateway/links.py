@@ -164,7 +164,7 @@ class Connection(asyncio.Protocol):
         self._received += data
         try:
             self._take_whole_frames()
-        except (BadFrame, msgspec.MsgspecError):
+        except (BadFrame, msgspec.MsgspecError, UnicodeDecodeError):  # the last for a text that is not UTF-8
             self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002

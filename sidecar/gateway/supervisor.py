@@ -40,6 +40,7 @@ from sidecar.ipc.messages import (
     HsmToGatewayFrame,
     Ping,
 )
+from sidecar.loglines import Value, log_line
 
 __all__ = ["PEER_MESSAGE", "ChildRefused", "Supervisor", "SupervisorTimes", "child_environment"]
 
@@ -208,7 +209,7 @@ class Supervisor:
             if stalled or child.connection.last_heard >= unanswered_since:
                 unanswered_since = now
             elif now - unanswered_since >= self._times.silence_seconds:
-                self._say("error", "child-silent", "a child process does not answer; it is killed and replaced", child)
+                self._say("error", "child_silent", "a child process does not answer; it is killed and replaced", child)
                 return
 
     async def _waited(self, child: "_Child", seconds: float) -> bool:
@@ -257,7 +258,7 @@ class Supervisor:
         self._children[name] = child
         self._introduce()
         self._links[name].attach(child.connection)
-        self._say("info", "child-ready", "a child process is ready", child)
+        self._say("info", "child_ready", "a child process is ready", child)
 
     async def _load_master_keys(self, child: "_Child") -> None:
         fresh = HsmLink()
@@ -283,8 +284,8 @@ class Supervisor:
                 child.wire(end)
 
     def _say(self, level: str, event: str, message: str, child: "_Child") -> None:
-        record = {"level": level, "process": "gateway", "event": event, "message": message, "child": child.name}
-        self._on_line(msgspec.json.encode({**record, "pid": child.pid}))
+        fields: dict[str, Value] = {"message": message, "child": child.name, "pid": child.pid}
+        self._on_line(log_line("gateway", level, event, fields).rstrip(b"\n"))
 
 
 @dataclass(slots=True, kw_only=True)

@@ -37,7 +37,7 @@ def run(*, settings_fd: int, gateway_fd: int, wiring_fd: int, parent_pid: int) -
         settings = _read_settings(settings_fd)
         code = _Process(settings=settings, posture=posture).serve(gateway_fd=gateway_fd, wiring_fd=wiring_fd)
     except StartRefused as refused:
-        log("error", "start-refused", refused.message, exitCode=int(refused.code))
+        log("error", "start_refused", refused.message, exit_code=int(refused.code))
         return refused.code
     except ParentGone:
         return ChildExit.STOPPED
@@ -46,11 +46,11 @@ def run(*, settings_fd: int, gateway_fd: int, wiring_fd: int, parent_pid: int) -
             "error",
             "defect",
             "the hsm process met an unexpected error",
-            errorClass=type(error).__name__,
+            error_class=type(error).__name__,
             **_place(error),
         )
         return ChildExit.SICK
-    log("info", "stopped", _LAST_WORDS[code], exitCode=int(code))
+    log("info", "stopped", _LAST_WORDS[code], exit_code=int(code))
     return code
 
 
@@ -94,8 +94,8 @@ class _Process:
 
     def _log_ready(self, token: Token) -> None:
         if token.facts.user_pin_count_low:
-            log("warning", "pin-count-low", "a wrong PIN was entered at this token since the last successful login")
-        log("info", "ready", "the HSM is open", postureMissing=list(self._posture.missing()))
+            log("warning", "pin_count_low", "a wrong PIN was entered at this token since the last successful login")
+        log("info", "ready", "the HSM is open", missing_hardening=",".join(self._posture.missing()))
 
     def _status(self, token: Token, vault: Vault, root: RootKey, signing: dict[KeyPurpose, SigningKey]) -> HsmStatus:
         facts = token.facts

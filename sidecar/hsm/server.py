@@ -158,7 +158,7 @@ class HsmServer:
         if bad:
             log(
                 "error",
-                "egress-broke-the-protocol",
+                "egress_broke_the_protocol",
                 "egress sent what hsm does not understand; its connection is closed",
             )
         self._selector.unregister(self._egress.socket)
@@ -250,7 +250,7 @@ class HsmServer:
 
     def _failed(self, fault: HsmFault) -> Failure:
         self._fault = fault
-        log("error", "hsm-fault", "the HSM failed an operation; this process ends to be replaced", cause=fault.cause)
+        log("error", "hsm_fault", "the HSM failed an operation; this process ends to be replaced", cause=fault.cause)
         return failure_of(Unavailable("HSM_UNAVAILABLE", "the HSM failed; try again"))
 
 
@@ -334,7 +334,7 @@ class _Connection:
         try:
             with memoryview(self._received) as view, view[body] as document:
                 return self._decoder.decode(document)  # type: ignore[no-any-return]
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:  # the last for a text that is not UTF-8
             raise ConnectionEnded(bad=True) from error
 
     def _put(self, frame: bytearray) -> None:

@@ -242,7 +242,7 @@ async def _lab(folder: Path, script: Script) -> AsyncIterator[tuple[RunningEgres
         ) as egress:
             context = SecretContext(cluster=CLUSTER, owner="o", consent="c", provider_origin=bank.origin)
             yield egress, bank, keys, keys.create_data_key(data_key_context(context))[0]
-            assert '"missing_hardening": "no_capabilities"' in egress.log() or '"missing_hardening": ""' in egress.log()
+            assert '"missing_hardening":"no_capabilities"' in egress.log() or '"missing_hardening":""' in egress.log()
 
 
 async def _import(egress: RunningEgress, token: bytes, context: SecretContext) -> None:

@@ -203,7 +203,7 @@ def test_a_stopped_child_is_replaced(token: ProvisionedToken, child: str) -> Non
             assert failed_after_seconds < PATIENCE_SECONDS
             assert not process.is_running()
             assert it.supervisor.restarts[child] == 1
-            assert "child-silent" in it.events()
+            assert "child_silent" in it.events()
 
     asyncio.run(check())
 
@@ -264,7 +264,7 @@ def test_a_wrong_pin_is_tried_once_and_stops_the_start(token: ProvisionedToken, 
 
             assert caught.value.exit_code == ChildExit.PIN_REFUSED
             assert caught.value.message == "the token refused the PIN: it was tried once and is not tried again"
-            assert it.events().count("start-refused") == 1
+            assert it.events().count("start_refused") == 1
             assert it.supervisor.restarts["hsm"] == 0
             assert "0000-not-it" not in repr(it.lines) + repr(caught.value)
 
@@ -289,7 +289,7 @@ def test_a_pin_that_is_changed_while_running_stops_the_sidecar_after_one_try(
 
             assert refused.exit_code == ChildExit.PIN_REFUSED
             assert it.supervisor.restarts["hsm"] == 1
-            assert it.events().count("start-refused") == 1
+            assert it.events().count("start_refused") == 1
 
     asyncio.run(check())
 

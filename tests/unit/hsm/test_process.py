@@ -354,7 +354,7 @@ def test_a_token_that_vanishes_fails_the_call_and_ends_the_process(tmp_path: Pat
 
     assert answer == Failure(kind="Unavailable", reason="HSM_UNAVAILABLE", description="the HSM failed; try again")
     assert code == ChildExit.SICK
-    assert [line["event"] for line in lines[-2:]] == ["hsm-fault", "stopped"]
+    assert [line["event"] for line in lines[-2:]] == ["hsm_fault", "stopped"]
 
 
 def test_the_process_is_hardened_before_it_is_ready(shared: RawHsm) -> None:
@@ -373,7 +373,7 @@ def refused(
 ) -> tuple[int, str]:
     with RawHsm(token.settings(keys=keys, pin_file=pin_file), token.environment) as raw:
         code, lines = raw.wait()
-    assert lines[-1]["event"] == "start-refused"
+    assert lines[-1]["event"] == "start_refused"
     return code, lines[-1]["message"]
 
 
@@ -510,7 +510,7 @@ def test_a_wrong_pin_is_refused_with_its_own_code(token: ProvisionedToken, tmp_p
     assert code == ChildExit.PIN_REFUSED
     assert message == "the token refused the PIN: it was tried once and is not tried again"
     assert status.user_pin_count_low
-    assert "pin-count-low" in [line["event"] for line in lines]
+    assert "pin_count_low" in [line["event"] for line in lines]
 
 
 def test_an_open_pin_file_is_refused_without_a_login(token: ProvisionedToken, tmp_path: Path) -> None:
@@ -543,7 +543,7 @@ def test_settings_that_do_not_fit_are_refused(
     with RawHsm(settings, token.environment) as raw:
         found, lines = raw.wait()
 
-    assert (found, lines[-1]["event"]) == (code, "start-refused")
+    assert (found, lines[-1]["event"]) == (code, "start_refused")
 
 
 @pytest.mark.parametrize("document", [b"", b"{}", b"[]", b'{"cluster": 1}', b"\xff", b"null"])
