@@ -1,7 +1,7 @@
 """custodyctl doctor: everything that a sidecar needs, looked at from outside; works while none runs."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,7 @@ def doctor(session: Session, config_file: str | None, no_login: bool) -> None:  
         session.exit_code = ExitCode.FAILED
     elif "warning" in outcomes:
         session.exit_code = ExitCode.DEGRADED
-    checks = [{"section": title, **asdict(finding)} for title, found in sections for finding in found]
+    checks = [_check(title, finding) for title, found in sections for finding in found]
     verdict = next((each for each in ("failure", "warning") if each in outcomes), "success")
     session.show(
         document("doctor", verdict=verdict, checks=checks),
@@ -167,6 +167,11 @@ def _public_keys(configuration: "Configuration") -> Mapping[str, bytes]:
     except (OSError, msgspec.MsgspecError):
         return {}
     return {key.purpose.value: key.spki_der for key in key_file.descriptions if key.spki_der}
+
+
+def _check(title: str, finding: Finding) -> dict[str, str | None]:
+    advice = finding.advice or None
+    return {"section": title, "outcome": finding.outcome, "message": finding.message, "advice": advice}
 
 
 def _rows(found: list[Finding]) -> Iterator[tuple[Cell, Cell]]:
