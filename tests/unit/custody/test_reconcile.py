@@ -1,0 +1,458 @@
+"""Finding out what became of payments: by the provider's class, fenced, never by a new payment."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import msgspec
+import pytest
+
+from sidecar.custody.rendered import decode_request
+from sidecar.domain.audit import AuditEvent
+from sidecar.domain.consent import Consent, ConsentState
+from sidecar.domain.payment import Payment, PaymentState
+from sidecar.domain.provider import NotSent, Unknown
+from sidecar.errors import Internal, Unavailable
+from tests.fakes.bank import answer, error, lost
+from tests.unit.custody.support import World, caller, draft, payment_request
+
+S = PaymentState
+CLASS_A, CLASS_C = "sandbox-bank-idempotent", "sandbox-bank"
+LOST = Unknown(code="ANSWER_TIMEOUT")
+HOUR = 3600
+
+
+async def initiated(world: World, *script: object) -> Payment:
+    world.bank.script["initiate"] = list(script)  # type: ignore[arg-type]
+    return await world.core.payments.initiate(caller(), payment_request(await world.consent()))
+
+
+async def settle(world: World, payment: Payment, *, seconds: float, step: float = 0.25) -> Payment:
+    """Runs the background work as the sidecar does, for some seconds of the clock, or until the payment is final."""
+    end = world.clock.now() + timedelta(seconds=seconds)
+    while world.clock.now() < end:
+        world.clock.advance(step)
+        await world.core.reconciler.run_due()
+        current = await world.stored(payment)
+        if current.is_terminal or current.state is S.NEEDS_ATTENTION:  # type: ignore[union-attr]
+            break
+    return await world.stored(payment)  # type: ignore[return-value]
+
+
+async def end(world: World, consent_id: str) -> None:
+    consent = await world.store.consent(consent_id)  # type: ignore[arg-type]
+    assert consent is not None
+    revoked = consent.to(ConsentState.REVOKED, revoke_time=world.clock.now())
+    await world.store.change_consent(revoked, audit=[draft(AuditEvent.CONSENT_REVOKED)])
+
+
+# --- class A
+
+
+@pytest.mark.parametrize("executes", [True, False], ids=["executed", "not executed"])
+async def test_class_a_repeats_the_identical_request_under_the_same_key(executes: bool) -> None:
+    """Within the window the same bytes and key go out again, not sooner than a second later: one payment, and its answer."""
+    world = World(name=CLASS_A)
+    payment = await initiated(world, lost if executes else LOST)
+    assert payment.state is S.RECONCILING
+
+    world.clock.advance(0.9)
+    await world.core.reconciler.run_due()
+    assert world.bank.count("initiate") == 1
+    found = await settle(world, payment, seconds=5)
+
+    first, second = [asked for asked in world.bank.requests if world.bank.kind(asked) == "initiate"]
+    assert found.state is S.SETTLED
+    assert (first.headers, first.body, first.target) == (second.headers, second.body, second.target)
+    assert sum(world.bank.executed.values()) == 1
+    assert decode_request(found.rendered_request).target == first.target
+
+
+async def test_class_a_goes_on_until_there_is_an_answer_and_pauses_longer_each_time() -> None:
+    """Seven lost answers: eight sends of the same payment, at growing distances, and one execution."""
+    world = World(name=CLASS_A)
+    payment = await initiated(world, *[lost] * 7)
+
+    found = await settle(world, payment, seconds=200)
+
+    assert found.state is S.SETTLED
+    assert found.attempts == 8
+    assert sum(world.bank.executed.values()) == 1
+    assert (found.update_time - found.create_time).total_seconds() >= 1 + 2 + 4 + 8 + 16 + 32 + 60
+
+
+async def test_class_a_outside_the_window_asks_a_human() -> None:
+    """After window less margin (20 of 24 hours) nothing is sent any more: a key that the bank has forgotten pays again."""
+    world = World(name=CLASS_A)
+    payment = await initiated(world, lost)
+    world.clock.advance(20 * HOUR)
+
+    found = await settle(world, payment, seconds=5)
+
+    assert found.state is S.NEEDS_ATTENTION
+    assert world.bank.count("initiate") == 1
+
+
+async def test_class_a_a_process_paused_past_the_window_repeats_nothing() -> None:
+    """The window was open when the step began; while the connection was opened a day went by."""
+    world = World(name=CLASS_A)
+    payment = await initiated(world, lost)
+
+    async def pause() -> None:
+        world.clock.advance(25 * HOUR)
+
+    world.core.egress.gates["prepare"] = pause
+    found = await settle(world, payment, seconds=5)
+
+    assert found.state is S.NEEDS_ATTENTION
+    assert world.bank.count("initiate") == 1
+
+
+async def test_class_a_never_overflows_however_many_attempts() -> None:
+    """A bank that answers nothing for the whole window gets more than a thousand repeats; then a human is asked."""
+    world = World(name=CLASS_A, token_seconds=None)
+    payment = await initiated(world, LOST)
+    world.bank.script["initiate"] = [LOST] * 5000
+
+    found = await settle(world, payment, seconds=21 * HOUR, step=61)
+
+    assert found.state is S.NEEDS_ATTENTION
+    assert found.attempts > 1025
+    assert world.bank.executed.total() == 0
+
+
+@pytest.mark.parametrize("refusal", [error(400, "FORMAT_ERROR"), error(404, "RESOURCE_UNKNOWN"), error(409, "X_Y")])
+async def test_rule_9_the_refusal_of_a_repeat_settles_nothing(refusal: object) -> None:
+    """The first send was executed, its answer lost; the bank refuses the repeat: still unknown, until a repeat is answered."""
+    world = World(name=CLASS_A)
+    payment = await initiated(world, lost, refusal)
+
+    await settle(world, payment, seconds=1.5)
+    after_refusal = await world.stored(payment)
+    found = await settle(world, payment, seconds=10)
+
+    assert after_refusal.state is S.RECONCILING
+    assert found.state is S.SETTLED
+    assert world.bank.executed.total() == 1
+
+
+async def test_a_repeat_that_was_not_sent_is_no_answer() -> None:
+    """NotSent proves something about this permit only: the first send may still have been executed."""
+    world = World(name=CLASS_A)
+    payment = await initiated(world, lost, NotSent(code="CONNECT_FAILED"))
+
+    found = await settle(world, payment, seconds=1.5)
+
+    assert found.state is S.RECONCILING
+
+
+async def test_rule_8_each_repeat_takes_the_next_epoch_and_its_own_dispatch_record() -> None:
+    """Every send of the payment has an entry of its own with an epoch of its own."""
+    world = World(name=CLASS_A)
+    payment = await initiated(world, lost, lost)
+
+    found = await settle(world, payment, seconds=10)
+
+    assert world.events().count(AuditEvent.PAYMENT_DISPATCHED) == world.bank.count("initiate") == 3
+    assert found.epoch == 5  # sent, unknown, sent, unknown, sent
+
+
+async def test_two_sidecars_that_reconcile_one_payment_send_one_repeat() -> None:
+    """R11: the second finds the next epoch taken and sends nothing."""
+    world = World(name=CLASS_A)
+    payment = await initiated(world, lost)
+    world.clock.advance(2)
+    first, second = world.core, world.start("two")
+
+    async def overtake() -> None:
+        first.egress.gates.clear()
+        await second.reconciler.run_due()
+
+    first.egress.gates["prepare"] = overtake
+    await first.reconciler.run_due()
+
+    assert (await world.stored(payment)).state is S.SETTLED
+    assert world.bank.count("initiate") == 2
+    assert world.bank.executed.total() == 1
+
+
+async def test_a_provider_that_is_away_is_asked_again_later() -> None:
+    """What cannot be prepared is put off, not given up."""
+    world = World(name=CLASS_A)
+    payment = await initiated(world, lost)
+    world.core.egress.trouble["prepare"] = [Unavailable("PROVIDER_UNAVAILABLE", "away")] * 2
+
+    assert (await settle(world, payment, seconds=3)).state is S.RECONCILING
+    assert (await settle(world, payment, seconds=200)).state is S.SETTLED
+    assert world.bank.executed.total() == 1
+
+
+async def test_class_a_whose_consent_has_ended_goes_to_a_human() -> None:
+    """Nothing may use the consent any more, also not to find out: a human asks the bank."""
+    world = World(name=CLASS_A)
+    payment = await initiated(world, lost)
+    await end(world, payment.consent)
+
+    assert (await settle(world, payment, seconds=5)).state is S.NEEDS_ATTENTION
+    assert world.bank.count("initiate") == 1
+
+
+# --- class C
+
+
+@pytest.mark.parametrize("executes", [True, False], ids=["executed", "not executed"])
+async def test_class_c_goes_to_a_human_within_five_seconds(executes: bool) -> None:
+    """Without a promise of the bank no machine can find out: NEEDS_ATTENTION soon, and nothing is sent again, ever."""
+    world = World(name=CLASS_C)
+    payment = await initiated(world, lost if executes else LOST)
+
+    found = await settle(world, payment, seconds=5)
+    await settle(world, payment, seconds=10 * HOUR, step=60)
+
+    assert found.state is S.NEEDS_ATTENTION
+    assert world.bank.count("initiate") == 1
+
+
+# --- what a dead sidecar left
+
+
+@pytest.mark.parametrize("name", [CLASS_A, CLASS_C])
+async def test_a_sender_that_is_gone_is_taken_over_after_its_time(name: str) -> None:
+    """Dispatched, and the process died: not before the send deadline and the network's life are over, then by the class."""
+    world = World(name=name)
+    request = payment_request(await world.consent())
+
+    async def die() -> None:
+        world.store.failures.extend([Unavailable("STORE_UNAVAILABLE", "away")] * 1000)
+
+    world.core.egress.gates["send"] = die
+    with pytest.raises(Unavailable):
+        await world.core.payments.initiate(caller(), request)
+    world.store.failures.clear()
+    (payment,) = world.store._state.payments.values()
+    dispatch = payment.dispatch_time
+    world.start("two")
+
+    found = await settle(world, payment, seconds=3, step=0.1)
+    early = (world.clock.now() - dispatch).total_seconds() < 15  # type: ignore[operator]
+    final = await settle(world, payment, seconds=60)
+
+    assert not early or found.state is S.DISPATCHED
+    assert final.state is (S.SETTLED if name == CLASS_A else S.NEEDS_ATTENTION)
+    assert world.bank.executed.total() == 1
+    assert AuditEvent.PAYMENT_RECONCILING in world.events()
+
+
+async def test_an_intent_that_nobody_goes_on_with_is_abandoned() -> None:
+    """After a minute: never sent, never will be, and a late repeat of the call cannot wake it up."""
+    world = World()
+    request = payment_request(await world.consent())
+    world.core.egress.trouble["prepare"] = [Unavailable("PROVIDER_UNAVAILABLE", "away")]
+    with pytest.raises(Unavailable):
+        await world.core.payments.initiate(caller(), request)
+    (payment,) = world.store._state.payments.values()
+
+    assert (await settle(world, payment, seconds=59)).state is S.INTENT
+    assert (await settle(world, payment, seconds=5)).state is S.ABANDONED
+    assert (await world.core.payments.initiate(caller(), request)).state is S.ABANDONED
+    assert world.bank.executed.total() == 0
+    assert AuditEvent.PAYMENT_ABANDONED in world.events()
+
+
+async def test_a_running_payment_is_not_abandoned_under_its_own_run() -> None:
+    """A run that is slow but alive in this process keeps its payment."""
+    world = World()
+    request = payment_request(await world.consent())
+
+    async def slow() -> None:
+        world.clock.advance(61)
+        await world.core.reconciler.run_due()
+
+    world.core.egress.gates["prepare"] = slow
+
+    assert (await world.core.payments.initiate(caller(), request)).state is S.SETTLED
+
+
+# --- following
+
+
+async def test_the_status_is_followed_to_the_end() -> None:
+    """ACSP, then ACSC: settled, by the same bank resource, with pauses that grow."""
+    world = World(initial_status="ACSP")
+    payment = await initiated(world)
+    assert payment.state is S.ACCEPTED
+    await settle(world, payment, seconds=30)
+    world.bank.payments["bank-payment-1"].status = "ACSC"
+
+    found = await settle(world, payment, seconds=60)
+
+    assert (found.state, found.provider_status, found.next_attempt_time) == (S.SETTLED, "ACSC", None)
+    assert world.bank.count("status") < 20
+
+
+@pytest.mark.parametrize(("status", "state"), [("RJCT", S.REJECTED_LATE), ("CANC", S.CANCELLED), ("ACCC", S.SETTLED)])
+async def test_a_bank_may_decide_late(status: str, state: S) -> None:
+    """Accepted first; then refused, cancelled or settled."""
+    world = World(initial_status="ACTC")
+    payment = await initiated(world)
+    world.bank.payments["bank-payment-1"].status = status
+
+    assert (await settle(world, payment, seconds=5)).state is state
+
+
+async def test_bi_g22_a_final_status_never_goes_back() -> None:
+    """G22: settled is settled, whatever the bank says later; it is not even asked."""
+    world = World(initial_status="ACSP")
+    payment = await initiated(world)
+    world.bank.payments["bank-payment-1"].status = "ACSC"
+    await settle(world, payment, seconds=5)
+    world.bank.payments["bank-payment-1"].status = "RJCT"
+    asked = world.bank.count("status")
+
+    found = await settle(world, payment, seconds=500, step=10)
+
+    assert found.state is S.SETTLED
+    assert world.bank.count("status") == asked
+
+
+async def test_what_awaits_its_owner_stays_so_until_the_owner_has_approved() -> None:
+    """A status resource repeats no link: RCVD still awaits the owner at the same address; ACSP does not."""
+    world = World(initial_status="RCVD", with_redirect=True)
+    payment = await initiated(world)
+
+    waiting = await settle(world, payment, seconds=10)
+    world.bank.payments["bank-payment-1"].status = "ACSP"
+    approved = await settle(world, payment, seconds=10)
+
+    assert (waiting.state, waiting.authorisation_uri) == (S.AWAITING_AUTHORISATION, payment.authorisation_uri)
+    assert (approved.state, approved.authorisation_uri) == (S.ACCEPTED, "")
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        LOST,
+        NotSent(code="CONNECT_FAILED"),
+        error(404, "RESOURCE_UNKNOWN"),
+        error(429, "ACCESS_EXCEEDED"),
+        error(500, "X_Y"),
+        error(405, "SERVICE_INVALID"),
+        answer(200, {"transactionStatus": "acsc"}),
+        answer(200, {"transactionStatus": None}),
+        answer(200, ["ACSC"]),
+        lambda answer: replace(answer, body=answer.body[:-1]),
+    ],
+)
+async def test_a_status_that_cannot_be_read_changes_nothing_and_is_asked_again(trouble: object) -> None:
+    """G12, G16, G17, G21: the payment stays as it was, and is followed on."""
+    world = World(initial_status="ACSP")
+    payment = await initiated(world)
+    world.bank.script["status"] = [trouble]  # type: ignore[list-item]
+
+    await settle(world, payment, seconds=3)
+    unchanged = await world.stored(payment)
+    world.bank.payments["bank-payment-1"].status = "ACSC"
+    found = await settle(world, payment, seconds=2 * HOUR, step=30)
+
+    assert (unchanged.state, unchanged.provider_status) == (S.ACCEPTED, "ACSP")
+    assert found.state is S.SETTLED
+
+
+async def test_an_expired_token_is_renewed_and_the_status_read_later() -> None:
+    """The bank says TOKEN_EXPIRED: the token is renewed, and the next poll reads the status."""
+    world = World(initial_status="ACSP")
+    payment = await initiated(world)
+    world.bank.expire_tokens()
+    world.bank.payments["bank-payment-1"].status = "ACSC"
+
+    assert (await settle(world, payment, seconds=120)).state is S.SETTLED
+    assert world.bank.refreshes == 1
+
+
+async def test_a_payment_whose_consent_the_bank_has_ended_is_followed_no_further() -> None:
+    """CONSENT_EXPIRED: the consent needs the owner again; the payment stays as it was last known."""
+    world = World(initial_status="ACSP")
+    payment = await initiated(world)
+    world.bank.script["status"] = [error(401, "CONSENT_EXPIRED")]
+
+    found = await settle(world, payment, seconds=3)
+    consent = await world.store.consent(payment.consent)
+
+    assert (found.state, found.next_attempt_time) == (S.ACCEPTED, None)
+    assert isinstance(consent, Consent)
+    assert consent.state is ConsentState.NEEDS_REAUTHORISATION
+
+
+async def test_update_time_is_when_something_changed() -> None:
+    """A poll that brings nothing new leaves update_time as it was, as the contract says."""
+    world = World(initial_status="ACSP")
+    payment = await initiated(world)
+
+    found = await settle(world, payment, seconds=30)
+
+    assert world.bank.count("status") > 1
+    assert found.update_time == payment.update_time
+
+
+# --- one payment cannot stop the others
+
+
+async def test_a_provider_that_left_the_configuration_stops_nothing() -> None:
+    """A payment of a provider that is gone waits for it, an unknown one asks a human; the payment of another goes on."""
+    world = World(name=CLASS_A, initial_status="ACSP")
+    unknown = await initiated(world, LOST)
+    accepted = await initiated(world)
+    followed = await initiated(world)
+    for payment in (unknown, accepted):
+        current = await world.stored(payment)
+        world.store._state.payments[payment.id] = replace(current, provider="gone")  # type: ignore[type-var, arg-type]
+    world.bank.payments["bank-payment-2"].status = "ACSC"
+
+    await settle(world, followed, seconds=10)
+
+    assert (await world.stored(followed)).state is S.SETTLED
+    assert (await world.stored(accepted)).state is S.ACCEPTED
+    assert (await world.stored(unknown)).state is S.NEEDS_ATTENTION
+
+
+async def test_a_product_that_left_the_descriptor_stops_nothing() -> None:
+    """Its payments are asked about later; the round goes on."""
+    world = World(initial_status="ACSP")
+    payment = await initiated(world)
+    terms = world.connector.descriptor.payments
+    world.replace_connector(payments=msgspec.structs.replace(terms, products={}))
+
+    assert (await settle(world, payment, seconds=10)).state is S.ACCEPTED
+
+
+async def test_a_defect_in_one_step_is_raised_after_all_others_have_had_their_turn() -> None:
+    """What is not an error of ours comes out as Internal, without its text."""
+    world = World(initial_status="ACSP")
+    broken, fine = await initiated(world), await initiated(world)
+    world.bank.payments["bank-payment-2"].status = "ACSC"
+    step = world.core.reconciler.step
+
+    async def failing(payment: Payment) -> None:
+        if payment.id == broken.id:
+            raise ZeroDivisionError("secret text")
+        await step(payment)
+
+    world.core.reconciler.step = failing  # type: ignore[method-assign]
+    world.clock.advance(2)
+    with pytest.raises(Internal) as raised:
+        await world.core.reconciler.run_due()
+
+    assert "secret" not in str(raised.value)
+    assert (await world.stored(fine)).state is S.SETTLED
+
+
+async def test_a_store_that_is_away_for_the_putting_off_is_said() -> None:
+    """Nothing is swallowed: the round's caller hears of it, and the payment is as it was."""
+    world = World(initial_status="ACSP")
+    payment = await initiated(world)
+    world.clock.advance(2)
+    world.store.failures.extend([Unavailable("STORE_UNAVAILABLE", "away")] * 2)
+
+    with pytest.raises(Unavailable):
+        await world.core.reconciler.run_due()
+
+    assert (await world.stored(payment)).state is S.ACCEPTED
