@@ -48,6 +48,9 @@ class Clock(Protocol):
     def boot_time_ns(self) -> int:
         """CLOCK_BOOTTIME in nanoseconds: goes on through suspend, never steps; the same in every process of this machine."""
 
+    def boot_id(self) -> str:
+        """This run of the machine (random(4), /proc/sys/kernel/random/boot_id): boot times of two runs do not compare."""
+
     async def sleep(self, seconds: float) -> None: ...
 
 
@@ -342,7 +345,9 @@ class Store(Protocol):
     async def record_dispatch(self, payment: Payment, *, expected_epoch: int, audit: AuditDraft) -> DispatchPermit:
         """INTENT or RECONCILING becomes what `payment` says, under an HSM-signed checkpoint that covers `audit`.
 
-        This is the only maker of permits.
+        This is the only maker of permits. In the same transaction the payment's consent must be active, not past its
+        expire_time at the clock's present, and still have its data key; else PreconditionFailed (the consent's own reason) and
+        nothing was written: a revocation that was answered lets no payment out any more.
         """
 
     async def payment(self, payment: PaymentId) -> Payment | None: ...

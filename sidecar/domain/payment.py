@@ -117,6 +117,8 @@ class Payment:
     epoch: int = 1
     attempts: int = 0  # requests that may have reached the bank
     rendered_request: bytes = b""
+    dispatch_boot_id: str = ""  # the machine's run (boot) in which the first dispatch was made, and
+    dispatch_boot_time_ns: int = 0  # CLOCK_BOOTTIME then: the wall clock may be set, this clock may not
     dispatch_time: datetime | None = None  # of the first dispatch; opens the bank's idempotency window
     send_deadline_time: datetime | None = None  # of the newest dispatch: after it, nothing of ours is on the way out
     next_attempt_time: datetime | None = None  # when reconciliation or the status poll is due

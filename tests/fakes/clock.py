@@ -17,6 +17,9 @@ class FakeClock:
     def boot_time_ns(self) -> int:
         return self._boot_ns
 
+    def boot_id(self) -> str:
+        return "boot"
+
     async def sleep(self, seconds: float) -> None:
         """Lets the others run, and the time go by."""
         self.advance(seconds)

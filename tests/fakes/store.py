@@ -54,6 +54,9 @@ class HandClock:
         self.boot_ns += 1000
         return self.boot_ns
 
+    def boot_id(self) -> str:
+        return "boot"
+
     async def sleep(self, seconds: float) -> None:
         self.advance(seconds)
         await asyncio.sleep(0)

@@ -30,6 +30,9 @@ class SystemClock:
     def boot_time_ns(self) -> int:
         return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
+    def boot_id(self) -> str:
+        return "boot"
+
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
