@@ -127,6 +127,7 @@ async def test_our_key_towards_the_bank_is_made_once_and_stored_before_use() -> 
 
     sent = [asked for asked in world.bank.requests if world.bank.kind(asked) == "initiate"]
     assert [asked.headers["idempotency-key"] for asked in sent] == [intent.bank_key]
+    assert intent.bank_key not in (request.request_id, intent.id)
 
 
 # --- rule 2: prepare everything before the point of no return

@@ -211,8 +211,8 @@ class Simulation:
         if self.chance.random() < 0.3:
             self.stop_one()
         self.wake_some()
-        self.world.clock.advance(self.chance.choice((0.1, 1, 5, 20, 70)))
-        self.deliver_late()
+        past_the_window = self.chance.random() < 0.04
+        self.advance(25 * 3600 if past_the_window else self.chance.choice((0.1, 1, 5, 20, 70)))
         self.calls.append(asyncio.ensure_future(self.reconcile(self.serving)))
         self.note_states()
 
@@ -222,14 +222,17 @@ class Simulation:
         except Unavailable:
             return  # the next round tries again
 
-    def deliver_late(self, *, everything: bool = False) -> None:
-        """Requests that were on their way for long reach the bank; nobody waits for the answers any more."""
-        now = self.world.clock.boot_time_ns() / 1e9
-        arrived = [request for at, request in self.late if everything or at <= now]
+    def advance(self, seconds: float) -> None:
+        """Time goes by. Requests that were on their way for long reach the bank in it; nobody waits for the answers any more."""
+        clock = self.world.clock
+        end_seconds = clock.boot_time_ns() / 1e9 + seconds
+        arriving = sorted((entry for entry in self.late if entry[0] <= end_seconds), key=lambda entry: entry[0])
+        self.late = [entry for entry in self.late if entry[0] > end_seconds]
         self.world.bank.script["initiate"] = []
-        self.late = [(at, request) for at, request in self.late if not everything and at > now]
-        for request in arrived:
+        for arrival_seconds, request in arriving:
+            clock.advance(max(arrival_seconds - clock.boot_time_ns() / 1e9, 0))
             self.world.bank(request)
+        clock.advance(max(end_seconds - clock.boot_time_ns() / 1e9, 0))
 
     def note_states(self) -> None:
         for payment in self.world.store._state.payments.values():
@@ -244,13 +247,12 @@ class Simulation:
         self.start()
         self.processes[-1][1].rate = 0.0
         for _ in range(200):
-            self.world.clock.advance(10)
-            self.deliver_late()
+            self.advance(10)
             await self.reconcile(self.serving)
             self.note_states()
             if all(self._is_over(payment) for payment in self.world.store._state.payments.values()):
                 break
-        self.deliver_late(everything=True)
+        self.advance(7200)
         for call in self.calls:
             await asyncio.wait_for(call, 10)
         await self.serving.tasks.drain(seconds=5)
@@ -291,4 +293,4 @@ async def test_no_fault_pays_twice_or_lies(name: str) -> None:
     assert states.total() > PAYMENTS_A_WORLD * WORLDS // 2 * 0.9
     assert states[S.SETTLED] > states.total() // 3
     assert states[S.REJECTED] > 0
-    assert (states[S.NEEDS_ATTENTION] > 0) == (name == "sandbox-bank")
+    assert states[S.NEEDS_ATTENTION] > 0
