@@ -97,8 +97,12 @@ def freed_memory_is_wiped() -> bool:
 
 
 def give_back_freed_memory() -> None:
-    """Collects what the start left behind and returns free pages to the kernel: some megabytes. No effect without glibc."""
+    """Collects what the start left behind and returns free pages to the kernel: some megabytes. No effect without glibc.
+
+    What is left lives as long as the process: the collector no longer walks through it, which is a twentieth of a call's work.
+    """
     gc.collect()
+    gc.freeze()
     trim = getattr(_c_library(), "malloc_trim", None)
     if trim is not None:
         trim(ctypes.c_size_t(0))

@@ -5,11 +5,12 @@ import platform
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from importlib import resources
 from pathlib import Path
 
 import msgspec
+from cryptography.x509 import load_pem_x509_certificate
 from prometheus_client import GCCollector, PlatformCollector, ProcessCollector
 
 from sidecar import __version__
@@ -59,6 +60,7 @@ from sidecar.gateway.servicers.providers import ProviderServicer
 from sidecar.gateway.servicers.signing import SigningServicer
 from sidecar.gateway.supervisor import Supervisor
 from sidecar.gateway.validation import RequestValidator
+from sidecar.hardening import give_back_freed_memory
 from sidecar.ipc.messages import EgressSettings, HsmSettings, KeyFile, ProviderTransport
 from sidecar.ports import MasterKeyRecord, Store, TokenEgress
 from sidecar.store import SqliteStore
@@ -94,6 +96,7 @@ class Sidecar:
         policy = build_policy(load_policy(Path(configuration.policy_file)))
         keys = _key_file(configuration)
         connectors = build_connectors(configuration, keys)
+        self._warn_of_ended_certificates()
         async with AsyncExitStack() as stack:
             operations = OperationsServer(
                 registry=self._metrics.registry, is_started=lambda: self._started, is_ready=self._is_ready
@@ -190,8 +193,9 @@ class Sidecar:
             boundary_for=self._boundaries(store, policy),
             log=self._log,
         )
-        background = self._background(store, supervisor, consents, reconciler)
+        give_back_freed_memory()
         await servers.start()
+        background = self._background(store, supervisor, consents, reconciler)
         self._started = True
         for address, port in servers.ports.items():
             self._log.info("listening", address=address, count=port)
@@ -274,6 +278,13 @@ class Sidecar:
         if listener.workload is None:
             raise ConfigurationError([f"listeners: {listener.address} has no identity"])
         return BoundSocketIdentity(name=listener.workload)
+
+    def _warn_of_ended_certificates(self) -> None:
+        """Said, not refused: the other providers' consents can still be used."""
+        for provider in self._configuration.providers:
+            for name in (provider.client_certificate_file, provider.signing_certificate_file):
+                if name and _has_ended(name, self._clock.now()):
+                    self._log.warning("provider_certificate_expired", provider=provider.id, path=name)
 
     async def _open_operations(self, operations: OperationsServer, stack: AsyncExitStack) -> None:
         host, _, port = self._configuration.operations_address.rpartition(":")
@@ -440,8 +451,16 @@ def _connector(provider: ProviderConfiguration, client_key_id: str) -> Connector
 def _signing_certificate(name: str, provider: str) -> SigningCertificate:
     try:
         return SigningCertificate.from_pem(_file(name, provider))
-    except ValueError as error:
-        raise ConfigurationError([f"providers: {provider}: {name} is no PEM certificate"]) from error
+    except DescriptorError as error:
+        raise ConfigurationError([f"providers: {provider}: {name}: {error}"]) from error
+
+
+def _has_ended(certificate_file: str, now: datetime) -> bool:
+    """Whether the certificate in this file is past its end. A file that is none is egress's to refuse."""
+    try:
+        return now >= load_pem_x509_certificate(Path(certificate_file).read_bytes()).not_valid_after_utc
+    except (OSError, ValueError):
+        return False
 
 
 def _descriptor(provider: ProviderConfiguration) -> Descriptor:

@@ -21,7 +21,7 @@ from sidecar.egress.server import GatewayServer
 from sidecar.egress.service import Egress
 from sidecar.egress.wiring import Wiring
 from sidecar.errors import CustodyError
-from sidecar.hardening import ParentGone, harden
+from sidecar.hardening import ParentGone, give_back_freed_memory, harden
 from sidecar.ipc.messages import ChildExit, EgressSettings
 
 __all__ = ["main"]
@@ -40,7 +40,9 @@ def main() -> ChildExit:
     try:
         settings = _read_settings(arguments.settings_fd)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
-        log("error", "settings_refused", "the settings cannot be read")
+        log(
+            "error", "settings_refused", "the settings cannot be read", exit_code=int(ChildExit.SETTINGS_REFUSED)
+        )
         return ChildExit.SETTINGS_REFUSED
     # TLS is driven by our own code (connection.py), so uvloop keeps no plaintext back either.
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -53,7 +55,8 @@ async def _run(settings: EgressSettings, gateway_fd: int, wiring_fd: int) -> Chi
         origins = Origins(settings)
     except (OSError, ValueError, CustodyError) as error:
         reason = "a provider's transport cannot be set up: origin, CA file or client certificate"
-        log("error", "defect", reason, error_class=type(error).__name__)
+        refusal = int(ChildExit.SETTINGS_REFUSED)
+        log("error", "settings_refused", reason, error_class=type(error).__name__, exit_code=refusal)
         return ChildExit.SETTINGS_REFUSED
     hsm = HsmLink()
     keys = DataKeys(hsm=hsm, cache_seconds=settings.data_key_cache_seconds, cache_size=settings.data_key_cache_size)
@@ -66,6 +69,7 @@ async def _run(settings: EgressSettings, gateway_fd: int, wiring_fd: int) -> Chi
     )
     wiring = Wiring(channel=socket.socket(fileno=wiring_fd), wire=hsm.wire)
     wiring.start()
+    give_back_freed_memory()
     try:
         return await _serve(egress, gateway_fd)
     finally:
