@@ -561,8 +561,10 @@ class Consents:
         if unsigned is None or newest is None:
             return True
         context = self._tokens.refresh_context(consent, newest.row_version)
+        request = await sign_request(self._hsm, unsigned)
+        await self._store.record([_draft(consent, AuditEvent.TOKEN_USE, AuditOutcome.INTENDED)])
         outcome = await self._egress.call_once(
-            await sign_request(self._hsm, unsigned),
+            request,
             wrapped_data_key=consent.wrapped_data_key,
             secrets=[OpenSecret(secret=newest, context=context)],
             deadline_seconds=connector.descriptor.call_seconds,

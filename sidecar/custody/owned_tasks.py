@@ -16,10 +16,14 @@ class OwnedTasks:
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Waits for `work`; when the waiter is cancelled the work goes on."""
+        return await asyncio.shield(self.begin(work))
+
+    def begin(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+        """Starts `work` without waiting for it."""
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
-        return await asyncio.shield(task)
+        return task
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

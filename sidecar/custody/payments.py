@@ -175,7 +175,9 @@ class Payments:
             now=self._clock.now(),
             attempts=1,
             rendered_request=encode_request(request),
-            dispatch_time=payment.dispatch_time or self._clock.now(),
+            dispatch_time=self._clock.now(),
+            dispatch_boot_id=self._clock.boot_id(),
+            dispatch_boot_time_ns=self._clock.boot_time_ns(),
             send_deadline_time=self._in(connector.descriptor.payments.send_seconds),
             next_attempt_time=self._in(connector.descriptor.payments.send_seconds + NETWORK_LIFE_SECONDS),
         )
@@ -220,8 +222,12 @@ class Payments:
         try:
             await self._check_still_allowed(dispatched)
             permit = await self._store.record_dispatch(dispatched, expected_epoch=expected_epoch, audit=draft)
-        except BaseException:
+        except BaseException as error:
             await self._discard(prepared)
+            if isinstance(error, Unavailable) and dispatched.state is PaymentState.DISPATCHED:
+                # The record may still become durable, but nothing was sent and nothing will be: not unknown, not a human's work.
+                undone = NotSent(code="DISPATCH_NOT_RECORDED")
+                self._tasks.begin(self._back_to_intent(dispatched, consent, undone))
             raise
         left_seconds = (send_by_ns - self._clock.boot_time_ns()) / 1e9
         if left_seconds <= 0:
@@ -249,8 +255,15 @@ class Payments:
         idempotency = connector.descriptor.payments.idempotency
         if idempotency.window_seconds is None:
             return False
-        usable = timedelta(seconds=idempotency.window_seconds - idempotency.margin_seconds)
-        return self._clock.now() < payment.dispatch_time + usable
+        usable_seconds = idempotency.window_seconds - idempotency.margin_seconds
+        now = self._clock.now()
+        if now < max(payment.dispatch_time, payment.update_time):
+            return False  # the wall clock was set back: how much of the window is left cannot be told
+        if payment.dispatch_boot_id == self._clock.boot_id():
+            since_ns = self._clock.boot_time_ns() - payment.dispatch_boot_time_ns
+            if since_ns >= usable_seconds * 1e9:
+                return False
+        return now < payment.dispatch_time + timedelta(seconds=usable_seconds)
 
     async def _discard(self, prepared: Prepared) -> None:
         with suppress(Unavailable):  # an egress that is gone holds nothing any more

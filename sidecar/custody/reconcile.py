@@ -5,6 +5,7 @@ else goes to a human. "Not found" and the refusal of a repeat settle nothing.
 """
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Coroutine, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -17,7 +18,7 @@ from sidecar.custody.rendered import decode_request
 from sidecar.custody.tokens import Access, Tokens
 from sidecar.domain.audit import AuditEvent, AuditOutcome
 from sidecar.domain.consent import Consent, Purpose
-from sidecar.domain.ids import ProviderId
+from sidecar.domain.ids import PaymentId, ProviderId
 from sidecar.domain.payment import TERMINAL, IdempotencyClass, Payment, PaymentState
 from sidecar.domain.provider import NotSent
 from sidecar.errors import CustodyError, Exhausted, Internal, PreconditionFailed, StaleVersion, Unavailable
@@ -28,6 +29,10 @@ __all__ = ["Reconciler"]
 # A provider that is no longer configured may come back with the next configuration.
 _WITHOUT_PROVIDER_SECONDS = 60.0
 
+_A_DAY_SECONDS = 86_400.0
+_OLD_PAYMENT_POLL_SECONDS = 3600.0  # an owner who has not approved within a day is not waited for by the minute
+_STEPS_PER_PROVIDER = 32
+_REMEMBERED = 10_000
 _FOLLOWED = frozenset({PaymentState.ACCEPTED, PaymentState.AWAITING_AUTHORISATION})
 
 
@@ -50,15 +55,17 @@ class Reconciler:
         self._connectors = connectors
         self._tokens = tokens
         self._payments = payments
+        self._at_work: dict[PaymentId, ProviderId] = {}
+        self._asked_ns: OrderedDict[PaymentId, int] = OrderedDict()
 
-    async def run_due(self, *, limit: int = 50) -> int:
+    async def run_due(self, *, limit: int = 200) -> int:
         """One step for every payment whose time has come; returns how many there were.
 
         Raises the first error of a step that could not even be put off, after all steps were tried. One payment that cannot be
         worked on keeps no other from its turn.
         """
         due = await self._store.due_payments(self._clock.now(), limit=limit)
-        steps = [self.step(payment) for payment in due if not self._payments.is_running(payment.id)]
+        steps = [self.step(payment) for payment in due if self._has_room(payment)]
         for result in await asyncio.gather(*steps, return_exceptions=True):
             if isinstance(result, CustodyError) or not isinstance(result, Exception | None):
                 raise result
@@ -66,36 +73,51 @@ class Reconciler:
                 raise Internal from result
         return len(due)
 
+    def _has_room(self, payment: Payment) -> bool:
+        """Rounds may overlap: a payment is worked on once at a time, and a provider that hangs keeps only its own waiting."""
+        if self._payments.is_running(payment.id) or payment.id in self._at_work:
+            return False
+        return sum(provider == payment.provider for provider in self._at_work.values()) < _STEPS_PER_PROVIDER
+
     async def latest(self, payment: Payment) -> Payment:
         """The payment with the provider's news, where it is one that is followed and was not asked for just now.
 
         A provider that does not answer leaves the payment as it stands.
         """
         connector = self._connectors.get(payment.provider)
-        if payment.state not in _FOLLOWED or connector is None:
+        if payment.state not in _FOLLOWED or payment.next_attempt_time is None or connector is None:
             return payment
-        pace = timedelta(seconds=connector.descriptor.payments.first_poll_seconds)
-        if self._clock.now() - payment.update_time < pace:
+        pace_ns = int(connector.descriptor.payments.first_poll_seconds * 1e9)
+        now_ns = self._clock.boot_time_ns()
+        if now_ns - self._asked_ns.get(payment.id, now_ns - pace_ns) < pace_ns or payment.id in self._at_work:
             return payment
         await self.step(payment)
         return await self._store.payment(payment.id) or payment
 
     async def step(self, payment: Payment) -> None:
         """One step for one payment. A step that cannot be made now is put off, never dropped."""
+        self._at_work[payment.id] = payment.provider
         try:
-            match payment.state:
-                case PaymentState.INTENT:
-                    await self._abandon(payment)
-                case PaymentState.DISPATCHED:
-                    await self._take_over(payment)
-                case PaymentState.RECONCILING:
-                    await self._put_off_on_error(payment, self._reconcile(payment))
-                case PaymentState.ACCEPTED | PaymentState.AWAITING_AUTHORISATION:
-                    await self._put_off_on_error(payment, self._follow(payment))
-                case _:
-                    raise Internal
+            if payment.state in _FOLLOWED:  # another round may just have read a newer status, which must not be lost
+                payment = await self._store.payment(payment.id) or payment
+            await self._step(payment)
         except StaleVersion:
             return  # another sidecar was faster; the row has its own next time
+        finally:
+            del self._at_work[payment.id]
+
+    async def _step(self, payment: Payment) -> None:
+        match payment.state:
+            case PaymentState.INTENT:
+                await self._abandon(payment)
+            case PaymentState.DISPATCHED:
+                await self._take_over(payment)
+            case PaymentState.RECONCILING:
+                await self._put_off_on_error(payment, self._reconcile(payment))
+            case PaymentState.ACCEPTED | PaymentState.AWAITING_AUTHORISATION:
+                await self._put_off_on_error(payment, self._follow(payment))
+            case _:
+                return  # it has come to its end since it was listed
 
     async def _abandon(self, payment: Payment) -> None:
         """Nothing was sent, and nobody has gone on with it in time."""
@@ -156,7 +178,8 @@ class Reconciler:
         now = self._clock.now()
         age = (now - payment.create_time).total_seconds()
         terms = connector.descriptor.payments
-        wait = min(max(terms.first_poll_seconds, age / 4), terms.longest_poll_seconds)
+        longest = terms.longest_poll_seconds if age < _A_DAY_SECONDS else _OLD_PAYMENT_POLL_SECONDS
+        wait = min(max(terms.first_poll_seconds, age / 4), longest)
         unchanged = reading.state is payment.state and reading.provider_status == payment.provider_status
         followed = payment.to(
             reading.state,
@@ -165,10 +188,18 @@ class Reconciler:
             authorisation_uri=reading.authorisation_uri,
             next_attempt_time=None if reading.state in TERMINAL else now + timedelta(seconds=wait),
         )
-        outcome = AuditOutcome.SUCCEEDED if not unchanged else AuditOutcome.UNKNOWN
-        await self._change(payment, followed, AuditEvent.PAYMENT_STATUS, outcome)
+        if unchanged:
+            await self._postpone(payment, followed)  # that it was asked is on record already
+        else:
+            await self._change(payment, followed, AuditEvent.PAYMENT_STATUS, AuditOutcome.SUCCEEDED)
+
+    async def _postpone(self, before: Payment, after: Payment) -> None:
+        await self._store.change_payment(
+            after, expected_states=frozenset({before.state}), expected_epoch=before.epoch, audit=[]
+        )
 
     async def _read_status(self, payment: Payment, connector: Connector) -> PaymentReading:
+        self._remember_asked(payment.id)
         access = await self._access(payment)
         call_id = new_call_id()
         request = await sign_request(self._hsm, connector.payment_status(payment, call_id=call_id))
@@ -187,6 +218,12 @@ class Reconciler:
         if reading.kind is ProblemKind.CONSENT_ENDED:
             await self._tokens.mark_ended(access.consent, reason="PROVIDER_ENDED")
         raise problem_error(reading)
+
+    def _remember_asked(self, payment_id: PaymentId) -> None:
+        self._asked_ns[payment_id] = self._clock.boot_time_ns()
+        self._asked_ns.move_to_end(payment_id)
+        if len(self._asked_ns) > _REMEMBERED:
+            self._asked_ns.popitem(last=False)
 
     async def _access(self, payment: Payment) -> Access:
         consent = await self._store.consent(payment.consent)

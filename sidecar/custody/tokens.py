@@ -20,9 +20,9 @@ from sidecar.custody.provider_calls import new_assertion_id, sign_request
 from sidecar.domain.audit import AuditDraft, AuditEvent, AuditOutcome
 from sidecar.domain.consent import Consent, ConsentState
 from sidecar.domain.ids import ConsentId, ProviderId
-from sidecar.domain.provider import NotSent, TokenGrant, TokensRefused, Unknown
+from sidecar.domain.provider import NotSent, TokenGrant, TokenOutcome, TokensRefused, Unknown
 from sidecar.domain.secrets import SealedSecret, SecretContext, SecretKind
-from sidecar.errors import Corrupt, StaleVersion, Unavailable
+from sidecar.errors import Corrupt, CustodyError, StaleVersion, Unavailable
 from sidecar.ports import Clock, ConsentSecrets, Hsm, OpenSecret, SecretsChange, Store, TokenEgress
 
 __all__ = ["Access", "Tokens", "granted_secrets"]
@@ -37,6 +37,17 @@ class Access:
 
     consent: Consent
     secret: OpenSecret
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """A refresh that was handed over to the provider, and what it was made with."""
+
+    consent: Consent
+    secrets: ConsentSecrets
+    outcome: TokenOutcome
+    row_version: int
+    asked_time: datetime
 
 
 class Tokens:
@@ -172,21 +183,22 @@ class Tokens:
         )
         if epoch is None:
             return  # another sidecar is at it, or has just failed at it
-        may_try_again = True
         try:
             current = await self._store.consent(consent.id)
-            if current is not None and current.version == consent.version:
-                may_try_again = await self._refresh_under_lease(current, connector)
-        finally:
-            if may_try_again:
-                await self._store.release_refresh_lease(consent.id, epoch=epoch)
+            unchanged = current is not None and current.version == consent.version
+            asked = await self._ask_for_tokens(current, connector) if current is not None and unchanged else None
+        except CustodyError:
+            await self._store.release_refresh_lease(consent.id, epoch=epoch)
+            raise  # nothing was handed over to the provider
+        if asked is None or await self._settle(asked):
+            await self._store.release_refresh_lease(consent.id, epoch=epoch)
 
-    async def _refresh_under_lease(self, consent: Consent, connector: Connector) -> bool:
-        """Whether the next refresh may come at once."""
+    async def _ask_for_tokens(self, consent: Consent, connector: Connector) -> "_Asked | None":
+        """What the token endpoint said; None where there is nothing to ask with. Raises only where nothing was sent."""
         secrets = await self._store.secrets(consent.id)
         refresh_token = secrets.newest(SecretKind.REFRESH_TOKEN)
         if refresh_token is None:
-            return True
+            return None
         row_version = max(secret.row_version for secret in secrets.secrets) + 1
         asked_time = self._clock.now()  # a token's life begins when it is made, not when its answer is read
         unsigned = connector.refresh(now=asked_time, assertion_id=new_assertion_id())
@@ -200,9 +212,15 @@ class Tokens:
             seal_refresh_as=self.refresh_context(consent, row_version),
             deadline_seconds=connector.descriptor.call_seconds,
         )
+        return _Asked(consent=consent, secrets=secrets, outcome=outcome, row_version=row_version, asked_time=asked_time)
+
+    async def _settle(self, asked: "_Asked") -> bool:
+        """Writes down what came of it; whether the next refresh may come at once. Where writing fails it may not: the lease
+        runs out by itself."""
+        consent, outcome = asked.consent, asked.outcome
         match outcome:
             case TokenGrant():
-                await self._save(consent, secrets, outcome, row_version, asked_time)
+                await self._save(consent, asked.secrets, outcome, asked.row_version, asked.asked_time)
             case TokensRefused(error="invalid_grant"):
                 await self.mark_ended(consent, reason="REFRESH_REFUSED")
             case _:

@@ -592,9 +592,10 @@ async def test_revoke_tells_the_provider_then_destroys_the_key_and_keeps_the_tom
     assert ended.revoke_time is not None
     assert (world.bank.count("end"), world.bank.count("revoke")) == (1, 1)
     assert not (await world.store.secrets(consent.id)).secrets
-    assert world.events()[-3:] == [
+    assert world.events()[-4:] == [
         AuditEvent.CONSENT_REVOKED,
-        AuditEvent.TOKEN_USE,
+        AuditEvent.TOKEN_USE,  # the consent is ended at the bank
+        AuditEvent.TOKEN_USE,  # and its refresh token revoked
         AuditEvent.CONSENT_KEY_DESTROYED,
     ]
 

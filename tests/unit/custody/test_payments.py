@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,7 +13,7 @@ from sidecar.domain.audit import AuditEvent
 from sidecar.domain.consent import AccountReference, ConsentState, Purpose
 from sidecar.domain.ids import PaymentId, ProviderId, WorkloadId
 from sidecar.domain.money import Money
-from sidecar.domain.payment import PaymentState
+from sidecar.domain.payment import DispatchPermit, PaymentState
 from sidecar.domain.provider import Answer, NotSent, Unknown
 from sidecar.errors import (
     Conflict,
@@ -480,8 +481,8 @@ async def test_a_bank_s_answer_outlives_a_store_that_is_away_for_seconds() -> No
     assert (await world.stored(payment)) == payment
 
 
-async def test_a_store_that_stays_away_leaves_a_dispatched_payment() -> None:
-    """After the time to try is over the caller hears of the store; the payment is dispatched, and is found out about later."""
+async def test_a_bank_s_answer_outlives_a_store_that_stays_away() -> None:
+    """The answer comes once: it is held until the store is back, however long that takes, and then it is what everybody sees."""
     world = World()
     request = payment_request(await world.consent())
 
@@ -489,12 +490,52 @@ async def test_a_store_that_stays_away_leaves_a_dispatched_payment() -> None:
         world.store.failures.extend([STORE_AWAY] * 1000)
 
     world.core.egress.gates["send"] = away
+    payment = await world.core.payments.initiate(caller(), request)
+
+    assert payment.provider_payment_id
+    assert (await world.stored(payment)) == payment
+    assert total(world) == 1
+
+
+async def test_a_dispatch_that_was_not_confirmed_is_no_human_s_work() -> None:
+    """The dispatch record's answer is lost although it became durable: nothing was sent, so the same payment may go on."""
+    world = World()
+    request = payment_request(await world.consent())
+    record = world.store.record_dispatch
+    lost: list[bool] = []
+
+    async def recorded_but_unheard(*args: Any, **kwargs: Any) -> DispatchPermit:
+        permit = await record(*args, **kwargs)
+        if not lost:
+            lost.append(True)
+            raise STORE_AWAY
+        return permit
+
+    world.store.record_dispatch = recorded_but_unheard  # type: ignore[method-assign]
     with pytest.raises(Unavailable):
         await world.core.payments.initiate(caller(), request)
-    world.store.failures.clear()
+    await asyncio.sleep(0.01)
+    assert total(world) == 0
 
-    assert (await world.core.payments.initiate(caller(), request)).state is S.DISPATCHED
+    payment = await world.core.payments.initiate(caller(), request)
+
+    assert payment.provider_payment_id
     assert total(world) == 1
+
+
+async def test_a_wall_clock_that_is_set_back_closes_the_window() -> None:
+    """Class A: a day has passed by the machine's own clock; a wall clock that says otherwise opens no window again."""
+    world = World(name=CLASS_A)
+    request = payment_request(await world.consent())
+    payment = await world.core.payments.initiate(caller(), request)
+    stored = await world.stored(payment)
+    day_ns = int(25 * 3600 * 1e9)
+
+    assert world.core.payments.window_is_open(stored)
+    assert not world.core.payments.window_is_open(
+        replace(stored, dispatch_boot_time_ns=world.clock.boot_time_ns() - day_ns)
+    )
+    assert not world.core.payments.window_is_open(replace(stored, update_time=world.clock.now() + timedelta(hours=10)))
 
 
 # --- the caller goes away
