@@ -79,7 +79,7 @@ custodyctl = CommandGroup(
 
 
 class _Terminated(BaseException):
-    """SIGTERM or SIGHUP, as an exception, so that what was begun is tidied up."""
+    """SIGTERM, SIGHUP or SIGALRM, as an exception, so that what was begun is tidied up."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -92,15 +92,29 @@ def _termination_as_exception() -> Iterator[None]:
         yield  # only the main thread may have handlers
         return
 
-    def terminate(number: int, _: FrameType | None) -> None:
-        raise _Terminated(number)
+    ended_by: list[int] = []
 
-    before = {number: signal.signal(number, terminate) for number in (signal.SIGTERM, signal.SIGHUP)}
+    def end(number: int, _: FrameType | None) -> None:
+        if number != signal.SIGALRM or not ended_by:
+            ended_by.append(number)
+        # An exception that comes while foreign code calls back into Python (gRPC, a finaliser) is printed and lost; so it
+        # comes again until somebody has heard it.
+        signal.setitimer(signal.ITIMER_REAL, _REPEAT_SECONDS)
+        if ended_by[-1] == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise _Terminated(ended_by[-1])
+
+    before = {number: signal.signal(number, end) for number in _ENDING_SIGNALS}
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+_ENDING_SIGNALS = (signal.SIGALRM, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_REPEAT_SECONDS = 1.0  # longer than any tidying up that the exception sets off
 
 
 def _refuse_secrets_in_environment() -> None:

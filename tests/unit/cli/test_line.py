@@ -351,6 +351,42 @@ def test_bi_e28_signals_end_it_cleanly(number: int, code: int, tmp_path: Path) -
     assert not (tmp_path / "export").exists()
 
 
+DEAF = """
+import sys, time
+from sidecar.cli import shell
+from sidecar.cli.main import main
+
+class Deaf:
+    def __del__(self):
+        print("ready", flush=True)
+        time.sleep(60)  # an exception in a finaliser is printed and lost
+
+def version(session):
+    Deaf()
+    time.sleep(60)
+
+shell.version.callback = lambda: version(None)
+raise SystemExit(main(["version"]))
+"""
+
+
+def test_a_signal_that_foreign_code_swallows_comes_again() -> None:
+    """An exception is lost inside a finaliser; the run ends all the same, without a second signal."""
+    deaf = subprocess.Popen(
+        [sys.executable, "-c", DEAF], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        assert deaf.stdout is not None
+        assert deaf.stdout.readline() == b"ready\n"
+        deaf.send_signal(signal.SIGTERM)
+        deaf.communicate(timeout=30)
+    finally:
+        deaf.kill()
+        deaf.wait()
+
+    assert deaf.returncode == 143
+
+
 def wait_for(condition: "object", seconds: float = 30.0) -> None:
     assert callable(condition)
     end = time.monotonic() + seconds
