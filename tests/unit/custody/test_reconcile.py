@@ -1,5 +1,6 @@
 """Finding out what became of payments: by the provider's class, fenced, never by a new payment."""
 
+import asyncio
 from dataclasses import replace
 from datetime import timedelta
 
@@ -455,3 +456,21 @@ async def test_a_store_that_is_away_for_the_putting_off_is_said() -> None:
         await world.core.reconciler.run_due()
 
     assert (await world.stored(payment)).state is S.ACCEPTED
+
+
+async def test_readers_poll_at_the_descriptor_s_pace() -> None:
+    """A hundred questions at one moment ask the bank once; after the pace it is asked again, and the log grows by uses only."""
+    world = World(initial_status="ACSP")
+    payment = await initiated(world)
+    for known in world.bank.payments.values():
+        known.status = "ACSP"
+    entries = len(world.events())
+
+    await asyncio.gather(*(world.core.reconciler.latest(payment) for _ in range(100)))
+    at_once = world.bank.count("status")
+    world.clock.advance(2)
+    await world.core.reconciler.latest(await world.stored(payment))
+
+    assert at_once == 1
+    assert world.bank.count("status") == 2
+    assert world.events()[entries:] == [AuditEvent.TOKEN_USE] * 2

@@ -173,6 +173,25 @@ async def test_after_an_unknown_outcome_the_token_is_not_tried_again_at_once() -
     assert world.bank.count("token") == 2
 
 
+async def test_an_unknown_outcome_that_cannot_be_recorded_is_not_tried_again_at_once() -> None:
+    """The store goes away between the refresh and its entry: the lease stays, so the token is not used twice in a row."""
+    world = World(token_seconds=1200)
+    consent = await world.consent()
+    world.clock.advance(700)
+    world.bank.script["token"] = [Unknown(code="ANSWER_TIMEOUT")]
+
+    async def store_goes_away() -> None:
+        world.store.failures.append(Unavailable("STORE_UNAVAILABLE", "away"))
+
+    world.core.egress.gates["request_tokens"] = store_goes_away
+    await access(world, consent)
+    world.core.egress.gates.clear()
+    world.store.failures.clear()
+    await access(world, consent)
+
+    assert world.bank.count("token") == 1
+
+
 async def test_invalid_grant_means_that_the_owner_has_to_come_again() -> None:
     """The token endpoint's word is final: NEEDS_REAUTHORISATION, on record, and further calls are refused without asking."""
     world = World(token_seconds=1200)
