@@ -40,9 +40,7 @@ def main() -> ChildExit:
     try:
         settings = _read_settings(arguments.settings_fd)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
-        log(
-            "error", "settings_refused", "the settings cannot be read", exit_code=int(ChildExit.SETTINGS_REFUSED)
-        )
+        log("error", "settings_refused", "the settings cannot be read", exit_code=int(ChildExit.SETTINGS_REFUSED))
         return ChildExit.SETTINGS_REFUSED
     # TLS is driven by our own code (connection.py), so uvloop keeps no plaintext back either.
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

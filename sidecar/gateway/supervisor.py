@@ -5,7 +5,9 @@ Rules:
 - A child that does not answer for a few seconds is killed, by its own process descriptor, so no other process can be hit.
 - A new child is offered to callers only when it is ready: an hsm process has its master keys back before the first signature.
 - Restarts come fast at first, then slower. A child that says that another try would do harm or no good (a refused PIN, a
-  weak key) is not started again: `failure` resolves with its one clear message, and the sidecar stops.
+  weak key) is not started again: `failure` resolves with its one clear message, and the sidecar stops. What it said counts,
+  however it ended: a vendor's module may hang on the way out until it is killed.
+- A PIN is tried once: a process that ends while its PIN is tried, and does not say what the token said, is not started again.
 - hsm and egress get their socket to each other through their wiring sockets, anew whenever one of them is new.
 - No child outlives the gateway: its sockets close, and the kernel kills it when its parent dies.
 """
@@ -50,6 +52,10 @@ PEER_MESSAGE: Final = b"peer"
 HSM: Final = "hsm"
 EGRESS: Final = "egress"
 
+LOG_IN_EVENT: Final = "log_in"
+LOGGED_IN_EVENT: Final = "logged_in"
+"""Events of the hsm process's log: between them the PIN is tried."""
+
 _MAX_LINE_BYTES: Final = 64 * 1024
 _LAST_WORDS_SECONDS: Final = 1.0
 _STALL_SECONDS: Final = 0.25
@@ -58,6 +64,11 @@ _KEPT_BY_EVERY_CHILD = frozenset(
 )
 _DROPPED = frozenset(
     {"ALL_PROXY", "FTP_PROXY", "GLIBC_TUNABLES", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "SSLKEYLOGFILE"}
+)
+_FINAL_CODES = frozenset(code for code in ChildExit if not code.may_restart)
+_PIN_IN_DOUBT = (
+    "the process ended while the PIN was tried, and nobody knows whether the token took it: it is not tried again; "
+    "look at the token's PIN flags, then start the sidecar anew"
 )
 _DROPPED_PREFIXES = ("GRPC_", "LD_", "MALLOC_", "OTEL_", "PYTHON")
 
@@ -234,7 +245,7 @@ class Supervisor:
     async def _take_down(self, name: str) -> None:
         self._links[name].detach()
         child = self._children.pop(name)
-        code = await child.kill()
+        code = child.verdict(await child.kill())
         if time.monotonic() - child.started > self._times.steady_seconds:
             self._plans[name].tries_in_a_row = 0
         if not _may_restart(code):
@@ -354,9 +365,21 @@ class _Child:
         code = await self.kill()
         raise self.refusal(code)
 
-    def refusal(self, code: int) -> ChildRefused:
-        message = self._lines.last_message or f"the process ended with status {code} and gave no reason"
-        return ChildRefused(child=self.name, message=message, exit_code=code)
+    def verdict(self, status: int) -> int:
+        """What an end with `status` means: the final code that the child gave as its reason counts more than how it ended."""
+        if self._lines.final_code is not None:
+            return self._lines.final_code
+        return ChildExit.PIN_REFUSED if self._pin_in_doubt(status) else status
+
+    def refusal(self, status: int) -> ChildRefused:
+        message = self._lines.last_words or f"the process ended with status {status} and gave no reason"
+        if self._lines.final_code is None and self._pin_in_doubt(status):
+            message = _PIN_IN_DOUBT
+        return ChildRefused(child=self.name, message=message, exit_code=self.verdict(status))
+
+    def _pin_in_doubt(self, status: int) -> bool:
+        # By these two the child tells that the token did not judge the PIN.
+        return self._lines.pin_is_tried and status not in (ChildExit.STOPPED, ChildExit.UNREACHABLE)
 
     def wire(self, end: socket.socket) -> None:
         # A child that is gone or does not read is the watchdog's business, and its successor gets a socket of its own.
@@ -398,7 +421,9 @@ class _Lines(asyncio.Protocol):
 
     def __init__(self, *, on_line: Callable[[bytes], None]) -> None:
         self.quiet = False
-        self.last_message = ""
+        self.last_words = ""
+        self.final_code: ChildExit | None = None
+        self.pin_is_tried = False
         self._on_line = on_line
         self._rest = bytearray()
         self._closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -423,12 +448,20 @@ class _Lines(asyncio.Protocol):
         self._closed.set_result(None)
 
     def _take(self, line: bytes) -> None:
-        message = _message_of(line)
-        if message is not None:
-            self.last_message = message
+        record = _record_of(line)
+        if record is not None:
+            self._note(record)
             self._on_line(line)
         elif line and not self.quiet:
             self._on_line(line)
+
+    def _note(self, record: "_Record") -> None:
+        if record.event in (LOG_IN_EVENT, LOGGED_IN_EVENT):
+            self.pin_is_tried = record.event == LOG_IN_EVENT
+        if record.level != "info" or record.exit_code is not None:
+            self.last_words = record.message
+        if record.exit_code in _FINAL_CODES:
+            self.final_code = ChildExit(record.exit_code)
 
 
 def child_environment(base: Mapping[str, str], *, keep_foreign: bool) -> dict[str, str]:
@@ -488,14 +521,20 @@ def _first_reason(failures: BaseExceptionGroup[BaseException]) -> BaseException:
     return first
 
 
-def _message_of(line: bytes) -> str | None:
-    """The `message` of one of our log lines, None for anything else."""
+class _Record(msgspec.Struct, frozen=True):
+    """What the supervisor reads of a log line of ours; a line without a `message` is none."""
+
+    message: str
+    event: str = ""
+    level: str = ""
+    exit_code: int | None = None
+
+
+def _record_of(line: bytes) -> _Record | None:
     try:
-        record = msgspec.json.decode(line)
+        return msgspec.json.decode(line, type=_Record)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
-    message = record.get("message") if isinstance(record, dict) else None
-    return message if isinstance(message, str) else None
 
 
 def _to_standard_error(line: bytes) -> None:

@@ -3,12 +3,15 @@
 Rules:
 - Hardened before anything secret is read; what holds is logged and can be asked for.
 - Every way to end is an exit code of ChildExit with one line that says why; nothing foreign is printed, tracebacks included.
+- A refused start ends at once: no finaliser of the vendor's module runs, where it could hang until somebody takes the end
+  for a crash and tries the PIN again. The lines `log_in` and `logged_in` stand around the one try of the PIN.
 """
 
 import os
 import signal
 import socket
-from typing import Any
+import sys
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -17,7 +20,7 @@ from sidecar.hardening import ParentGone, Posture, give_back_freed_memory, harde
 from sidecar.hsm.errors import StartRefused
 from sidecar.hsm.keys import check_references
 from sidecar.hsm.log import log
-from sidecar.hsm.module import RootKey, SigningKey, Token
+from sidecar.hsm.module import RootKey, SigningKey, Token, load_module
 from sidecar.hsm.server import HsmServer
 from sidecar.hsm.vault import Vault
 from sidecar.ipc.messages import ChildExit, HsmSettings, HsmStatus
@@ -28,7 +31,7 @@ _MAX_SETTINGS_BYTES = 1024 * 1024
 
 
 def run(*, settings_fd: int, gateway_fd: int, wiring_fd: int, parent_pid: int) -> int:
-    """The exit code."""
+    """The exit code. A refused start does not return: the process has ended."""
     # Ctrl-C and a service manager's stop go to the whole group; the gateway finishes its payments and then ends its children.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -38,7 +41,7 @@ def run(*, settings_fd: int, gateway_fd: int, wiring_fd: int, parent_pid: int) -
         code = _Process(settings=settings, posture=posture).serve(gateway_fd=gateway_fd, wiring_fd=wiring_fd)
     except StartRefused as refused:
         log("error", "start_refused", refused.message, exit_code=int(refused.code))
-        return refused.code
+        _end_at_once(refused.code)
     except ParentGone:
         return ChildExit.STOPPED
     except Exception as error:  # noqa: BLE001 (the process's last boundary: name the class, show nothing else)
@@ -46,6 +49,7 @@ def run(*, settings_fd: int, gateway_fd: int, wiring_fd: int, parent_pid: int) -
             "error",
             "defect",
             "the hsm process met an unexpected error",
+            exit_code=int(ChildExit.SICK),
             error_class=type(error).__name__,
             **_place(error),
         )
@@ -69,7 +73,7 @@ class _Process:
 
     def serve(self, *, gateway_fd: int, wiring_fd: int) -> ChildExit:
         with socket.socket(fileno=gateway_fd) as gateway, socket.socket(fileno=wiring_fd) as wiring:
-            token = Token.log_in(self._settings)
+            token = self._log_in()
             root, signing = self._keys(token)
             vault = Vault(root=root, random=token, cluster=self._settings.cluster)
             give_back_freed_memory()
@@ -86,6 +90,14 @@ class _Process:
             if code is not ChildExit.SICK:  # a sick module may hang on the way out
                 token.close()
             return code
+
+    def _log_in(self) -> Token:
+        # Loaded first: a module that hangs while it looks for its HSM has not been given the PIN.
+        load_module(self._settings.module_path)
+        log("info", "log_in", "the PIN is tried, once")
+        token = Token.log_in(self._settings)
+        log("info", "logged_in", "the token took the PIN")
+        return token
 
     def _keys(self, token: Token) -> tuple[RootKey, dict[KeyPurpose, SigningKey]]:
         root = next(key for key in self._settings.keys if key.purpose is KeyPurpose.ROOT)
@@ -114,6 +126,11 @@ class _Process:
             current_master_key_version=vault.current_version,
             keys=(root.describe(), *(key.describe() for key in signing.values())),
         )
+
+
+def _end_at_once(code: ChildExit) -> NoReturn:
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _read_settings(descriptor: int) -> HsmSettings:

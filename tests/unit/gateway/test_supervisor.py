@@ -294,6 +294,134 @@ def test_a_pin_that_is_changed_while_running_stops_the_sidecar_after_one_try(
     asyncio.run(check())
 
 
+STUB = """
+import os, socket, sys, time
+from pathlib import Path
+from sidecar.hsm.log import log
+from sidecar.ipc.frames import HEADER, encode_frame
+from sidecar.ipc.messages import GatewayToHsmFrame, HsmToGatewayFrame, Pong, decoder_for
+
+tries = Path({tries!r})
+number = len(tries.read_text()) if tries.exists() else 0
+tries.write_text("x" * (number + 1))
+arguments = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+gateway = socket.socket(fileno=int(arguments["--gateway-fd"]))
+
+
+def well():
+    decoder = decoder_for(GatewayToHsmFrame)
+    while header := gateway.recv(HEADER.size, socket.MSG_WAITALL):
+        request = decoder.decode(gateway.recv(int.from_bytes(header, "big"), socket.MSG_WAITALL))
+        gateway.sendall(encode_frame(HsmToGatewayFrame(id=request.id, body=Pong())))
+        if number == 0:
+            os._exit(40)  # it was ready once, and must be replaced
+
+
+def refuses_and_hangs():
+    log("error", "start_refused", "the PIN is refused", exit_code=51)
+    gateway.close()
+    time.sleep(60)
+
+
+def hangs_while_the_pin_is_tried():
+    log("info", "log_in", "the PIN is tried, once")
+    time.sleep(60)
+
+
+def dies_while_the_pin_is_tried():
+    log("info", "log_in", "the PIN is tried, once")
+    os.abort()
+
+
+def is_told_something_else_than_a_refusal():
+    log("info", "log_in", "the PIN is tried, once")
+    log("error", "start_refused", "the login failed for another reason than the PIN", exit_code=41)
+    os._exit(41)
+
+
+def hangs_after_the_login():
+    log("info", "log_in", "the PIN is tried, once")
+    log("info", "logged_in", "the token took the PIN")
+    time.sleep(60)
+
+
+(well if number in (0, 2) else {behaviour})()
+"""
+"""An hsm process whose second start goes wrong, and whose third would go well."""
+
+
+@asynccontextmanager
+async def house_of_stub(
+    token: ProvisionedToken, folder: Path, behaviour: str
+) -> AsyncIterator[tuple[Supervisor, Callable[[], int]]]:
+    """And how often the stub was started."""
+    tries, program = folder / "tries", folder / "stub.py"
+    program.write_text(STUB.format(tries=str(tries), behaviour=behaviour))
+
+    async def load(fresh: HsmLink) -> None:
+        assert fresh.connected
+
+    supervisor = Supervisor(
+        hsm_settings=token.settings(),
+        egress_settings=EgressSettings(cluster=CLUSTER, transports=()),
+        hsm=HsmLink(),
+        egress=EgressLink(),
+        on_hsm_started=load,
+        on_line=lambda _: None,
+        environment=token.environment,
+        hsm_command=(sys.executable, str(program)),
+        egress_command=STAND_IN,
+        times=SupervisorTimes(start_seconds=4.0),
+    )
+    try:
+        await supervisor.start()
+        yield supervisor, lambda: len(tries.read_text())
+    finally:
+        await supervisor.stop()
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "message"),
+    [
+        ("refuses_and_hangs", "the PIN is refused"),
+        ("hangs_while_the_pin_is_tried", "nobody knows whether the token took it"),
+        ("dies_while_the_pin_is_tried", "nobody knows whether the token took it"),
+    ],
+)
+def test_a_pin_is_not_tried_again_however_the_process_ends(
+    token: ProvisionedToken, tmp_path: Path, behaviour: str, message: str
+) -> None:
+    """What hsm said counts although it was killed afterwards; and where it said nothing, the one try counts as used up."""
+
+    async def check() -> None:
+        async with house_of_stub(token, tmp_path, behaviour) as (supervisor, starts):
+            refused = await asyncio.wait_for(asyncio.shield(supervisor.failure), PATIENCE_SECONDS)
+            await asyncio.sleep(0.5)
+
+            assert refused.exit_code == ChildExit.PIN_REFUSED
+            assert message in refused.message
+            assert starts() == 2
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("behaviour", ["is_told_something_else_than_a_refusal", "hangs_after_the_login"])
+def test_a_start_that_fails_for_another_reason_than_the_pin_is_tried_again(
+    token: ProvisionedToken, tmp_path: Path, behaviour: str
+) -> None:
+    """The token took the PIN, or did not judge it: the next process may log in."""
+
+    async def check() -> None:
+        async with house_of_stub(token, tmp_path, behaviour) as (supervisor, starts):
+            started = time.monotonic()
+            while starts() < 3 or "hsm" not in supervisor.pids:
+                assert time.monotonic() - started < PATIENCE_SECONDS
+                assert not supervisor.failure.done()
+                await asyncio.sleep(0.05)
+
+    asyncio.run(check())
+
+
 def test_master_keys_that_do_not_open_stop_the_start(token: ProvisionedToken) -> None:
     """A database with another HSM's master key: the reason is given, and no child is left behind."""
 

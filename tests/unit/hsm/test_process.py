@@ -513,6 +513,49 @@ def test_a_wrong_pin_is_refused_with_its_own_code(token: ProvisionedToken, tmp_p
     assert "pin_count_low" in [line["event"] for line in lines]
 
 
+def test_a_refused_start_runs_no_finaliser(token: ProvisionedToken, tmp_path: Path) -> None:
+    """A vendor's module may hang on the way out: the process ends at once, with its code and its reason."""
+    wrong = tmp_path / "pin"
+    wrong.write_text("0000-not-it")
+    wrong.chmod(0o600)
+    gateway, gateway_of_child = socket.socketpair()
+    wiring, wiring_of_child = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    settings = tmp_path / "settings"
+    settings.write_bytes(msgspec.json.encode(token.settings(pin_file=wrong)))
+    program = (
+        "import atexit, os, time\n"
+        "from sidecar.hsm.process import run\n"
+        "atexit.register(time.sleep, 600)\n"
+        f"settings = os.open({str(settings)!r}, os.O_RDONLY)\n"
+        f"run(settings_fd=settings, gateway_fd={gateway_of_child.fileno()},"
+        f" wiring_fd={wiring_of_child.fileno()}, parent_pid=os.getppid())\n"
+    )
+
+    with gateway, gateway_of_child, wiring, wiring_of_child:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env=child_environment(token.environment, keep_foreign=True),
+            pass_fds=(gateway_of_child.fileno(), wiring_of_child.fileno()),
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert done.returncode == ChildExit.PIN_REFUSED
+    assert [line["event"] for line in lines] == ["log_in", "start_refused"]
+    assert lines[-1]["exit_code"] == ChildExit.PIN_REFUSED
+
+
+def test_the_one_try_of_the_pin_is_announced(hsm: RawHsm) -> None:
+    """By its last line before the end the supervisor knows whether a process died while the PIN was tried."""
+    assert hsm.ask(Ping()) == Pong()
+    hsm.gateway.close()
+    _, lines = hsm.wait()
+
+    assert [line["event"] for line in lines if "log" in line["event"]] == ["log_in", "logged_in"]
+
+
 def test_an_open_pin_file_is_refused_without_a_login(token: ProvisionedToken, tmp_path: Path) -> None:
     """Others may read it: the PIN is not even tried."""
     loose = tmp_path / "pin"
