@@ -135,7 +135,7 @@ class Configuration(_Section, frozen=True, kw_only=True):
     providers: Annotated[tuple[ProviderConfiguration, ...], msgspec.Meta(min_length=1, max_length=1000)]
     log: LogConfiguration = LogConfiguration()
     limits: Limits = Limits()
-    shutdown_seconds: Seconds = 5.0
+    shutdown_seconds: Seconds = 25.0  # longer than a payment's send may take; Kubernetes gives 30
 
 
 class PolicyLimit(_Section, frozen=True, kw_only=True):

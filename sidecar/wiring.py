@@ -3,7 +3,7 @@
 import asyncio
 import platform
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from importlib import resources
@@ -58,7 +58,7 @@ from sidecar.gateway.servicers.keys import KeyServicer, SidecarFacts
 from sidecar.gateway.servicers.payments import PaymentServicer
 from sidecar.gateway.servicers.providers import ProviderServicer
 from sidecar.gateway.servicers.signing import SigningServicer
-from sidecar.gateway.supervisor import Supervisor
+from sidecar.gateway.supervisor import ChildRefused, Supervisor
 from sidecar.gateway.validation import RequestValidator
 from sidecar.hardening import give_back_freed_memory
 from sidecar.ipc.messages import EgressSettings, HsmSettings, KeyFile, ProviderTransport
@@ -202,7 +202,13 @@ class Sidecar:
         self._log.info("ready", version=__version__)
         async with asyncio.TaskGroup() as group:
             work = [group.create_task(loop) for loop in background]
-            await self._until_stopped(supervisor)
+            try:
+                await self._until_stopped(supervisor)
+            except ChildRefused:
+                # What is in flight may still come to its end: egress and the store work without the child that is gone.
+                with suppress(CustodyError):
+                    await self._drain(servers, store)
+                raise
             await self._drain(servers, store)
             for task in work:
                 task.cancel()
@@ -314,16 +320,20 @@ class Sidecar:
         gauges = _Gauges(metrics=self._metrics, store=store, supervisor=supervisor, clock=self._clock)
         gauges.describe_build()
         return [
-            self._every(0.25, "reconcile", reconciler.run_due),
+            # Rounds overlap, so that a bank that hangs keeps no payment at another bank waiting.
+            *(self._every(1.0, "reconcile", reconciler.run_due, begin_after_seconds=0.25 * n) for n in range(4)),
             self._every(1.0, "sign_checkpoint", store.sign_pending),
             self._every(2.0, "gauges", gauges.refresh),
             self._every(15.0, "expire_consents", consents.expire_due),
             self._every(60.0, "finish_ended_consents", consents.finish_ended),
         ]
 
-    async def _every(self, seconds: float, work: str, run: Callable[[], Awaitable[object]]) -> None:
+    async def _every(
+        self, seconds: float, work: str, run: Callable[[], Awaitable[object]], *, begin_after_seconds: float = 0.0
+    ) -> None:
         """Runs `run` again and again. A round that fails is counted and said, and the next one tries again; one that fails
         by a defect of ours too: it must not take down those who can still be served."""
+        await self._clock.sleep(begin_after_seconds)
         while True:
             try:
                 await run()
