@@ -5,9 +5,9 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import delete, func, insert, select, update
 
-from sidecar.domain.consent import TRANSITIONS, Consent, ConsentState
+from sidecar.domain.consent import TRANSITIONS, Consent, ConsentState, Purpose
 from sidecar.domain.ids import ConsentId, ProviderId
-from sidecar.errors import StaleVersion
+from sidecar.errors import Internal, StaleVersion
 from sidecar.ports import ConsentFilter, ConsentSecrets, SecretsChange
 from sidecar.store.rows import consent_of, consent_row, corrupt, secret_of, to_microseconds
 from sidecar.store.schema import CONSENTS, REFRESH_LEASES, SECRETS
@@ -113,6 +113,15 @@ class ConsentTables:
     def get(self, connection: Connection, consent: ConsentId) -> Consent | None:
         rows = connection.rows(self._get, {"id": consent})
         return consent_of(rows[0]) if rows else None
+
+    def check_pays(self, connection: Connection, consent: ConsentId, now: datetime) -> None:
+        """Raises PreconditionFailed, with the consent's own reason, unless a payment may be sent under it at `now`."""
+        found = self.get(connection, consent)
+        if found is None:
+            raise Internal("a payment without its consent")
+        found.check_usable(Purpose.PAYMENTS, now)
+        if not found.wrapped_data_key:
+            raise found.not_active()
 
     def list(self, connection: Connection, where: ConsentFilter, *, after: str, limit: int) -> Sequence[Consent]:
         equal = {"caller": where.caller, "owner": where.owner, "provider": where.provider}

@@ -4,7 +4,13 @@ from pathlib import Path
 
 from sidecar.errors import PreconditionFailed
 
-__all__ = ["StoreRefused"]
+__all__ = ["RESTORING", "StoreRefused"]
+
+# A backup has lost the claims made since, so it is never advised without saying what that costs.
+RESTORING = (
+    "a backup lacks the newest claims of request ids, so once it is restored a repeat may pay again: "
+    "reconcile all payments with the bank first (docs/store.md, Restoring)"
+)
 
 
 class StoreRefused(PreconditionFailed):

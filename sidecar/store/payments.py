@@ -1,18 +1,19 @@
 """Payments. Their row is changed only where state and epoch are what the caller saw, and never once it is final."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import func, insert, select, text, update
+from sqlalchemy import Select, func, insert, select, text, tuple_, update
 from sqlalchemy.sql.elements import ColumnElement, TextClause
 
 from sidecar.domain.ids import PaymentId
 from sidecar.domain.payment import TERMINAL, TRANSITIONS, Payment, PaymentState
-from sidecar.errors import Internal, StaleVersion
+from sidecar.errors import Corrupt, Internal, StaleVersion
 from sidecar.ports import PaymentFilter
 from sidecar.store.rows import corrupt, payment_of, payment_row, to_microseconds
 from sidecar.store.schema import PAYMENTS
-from sidecar.store.statements import Connection, Listing, SqlDialect, Statement, Value, named
+from sidecar.store.statements import Connection, Listing, Row, SqlDialect, Statement, Value, named
 
 __all__ = ["PaymentTable"]
 
@@ -22,6 +23,8 @@ _CHANGING = (
     "epoch",
     "attempts",
     "rendered_request",
+    "dispatch_boot_id",
+    "dispatch_boot_time_ns",
     "dispatch_time",
     "send_deadline_time",
     "next_attempt_time",
@@ -51,8 +54,21 @@ _FIXED = (
     "create_time",
 )
 _COLUMNS = tuple(column for column in PAYMENTS.columns if column.name != "dispatch_epoch")
-# Written out, as in the index payments_due: SQLite takes a partial index only for the same words.
-_NOT_FINAL = f"state NOT IN ({', '.join(repr(state.value) for state in sorted(TERMINAL))})"
+_OUTCOME_UNKNOWN = frozenset({PaymentState.DISPATCHED, PaymentState.RECONCILING})
+
+
+def _words(states: Iterable[PaymentState]) -> str:
+    return ", ".join(repr(state.value) for state in sorted(states))
+
+
+_NOT_FINAL = f"state NOT IN ({_words(TERMINAL)})"
+# Written out, as in the indexes payments_due_*: SQLite takes a partial index only for the same words.
+_IS_UNKNOWN = (
+    f"+state IN ({_words(_OUTCOME_UNKNOWN)})"  # + keeps it from the index payments_by_state, and so from sorting
+)
+_IS_OTHER = f"state NOT IN ({_words(TERMINAL | _OUTCOME_UNKNOWN)})"
+_BEFORE_ALL = (-(2**63), "")  # next_attempt_time and id, below those of every row
+_TIME, _ID = ([column.name for column in _COLUMNS].index(name) for name in ("next_attempt_time", "id"))
 
 
 class PaymentTable:
@@ -79,13 +95,8 @@ class PaymentTable:
             dialect,
         )
         self._get = Statement(select(*_COLUMNS).where(table.c.id == named("id")), dialect)
-        self._due = Statement(
-            select(*_COLUMNS)
-            .where(table.c.next_attempt_time <= named("now"), text(_NOT_FINAL))
-            .order_by(table.c.next_attempt_time, table.c.id)
-            .limit(named("limit")),
-            dialect,
-        )
+        self._due_unknown = Statement(_due(_IS_UNKNOWN), dialect)
+        self._due_others = Statement(_due(_IS_OTHER), dialect)
         self._counts = Statement(select(table.c.state, func.count()).group_by(table.c.state), dialect)
 
     def insert(self, connection: Connection, payment: Payment) -> None:
@@ -124,7 +135,34 @@ class PaymentTable:
         return [payment_of(row) for row in rows]
 
     def due(self, connection: Connection, now: datetime, *, limit: int) -> Sequence[Payment]:
-        return [payment_of(row) for row in connection.rows(self._due, {"now": to_microseconds(now), "limit": limit})]
+        """One row that cannot be read keeps no other payment from its turn: it is passed over while any other is due.
+
+        Raises Corrupt where all that is due cannot be read.
+        """
+        found: dict[PaymentId, Payment] = {}  # by id: a row that changes between two pages may be met twice
+        unreadable: Corrupt | None = None
+        for row in self._due_rows(connection, to_microseconds(now), page=limit):
+            try:
+                payment = payment_of(row)
+            except Corrupt as error:
+                unreadable = error
+                continue
+            found[payment.id] = payment
+            if len(found) == limit:
+                break
+        if unreadable and not found:
+            raise unreadable
+        return list(found.values())
+
+    def _due_rows(self, connection: Connection, now: int, *, page: int) -> Iterator[Row]:
+        """All rows that are due, those of unknown outcome first; read on only as far as they are asked for."""
+        for statement in (self._due_unknown, self._due_others):
+            time, identifier = _BEFORE_ALL
+            while rows := connection.rows(
+                statement, {"now": now, "after_time": time, "after_id": identifier, "limit": page}
+            ):
+                yield from rows
+                time, identifier = rows[-1][_TIME], rows[-1][_ID]
 
     def counts(self, connection: Connection) -> dict[PaymentState, int]:
         try:
@@ -159,6 +197,14 @@ class PaymentTable:
         epochs: dict[str, Value] = {"before_dispatch_epoch": payment.epoch, "dispatch_epoch": payment.epoch}
         if connection.change(statement, {**row, **fixed, **seen, **epochs}) != 1:
             raise Internal("what a payment orders never changes")  # state and epoch were as expected a statement ago
+
+
+def _due(condition: str) -> Select[Any]:
+    """A page of the payments that are due and fulfil `condition`, the longest waiting first."""
+    columns = PAYMENTS.c
+    after = tuple_(columns.next_attempt_time, columns.id) > tuple_(named("after_time"), named("after_id"))
+    page = select(*_COLUMNS).where(columns.next_attempt_time <= named("now"), after, text(condition))
+    return page.order_by(columns.next_attempt_time, columns.id).limit(named("limit"))
 
 
 def _check_change(before: PaymentState, after: PaymentState) -> None:

@@ -144,6 +144,8 @@ PAYMENTS = Table(
     _column("epoch", NUMBER),
     _column("attempts", NUMBER),
     _column("rendered_request", BYTES),
+    _column("dispatch_boot_id", TEXT),
+    _column("dispatch_boot_time_ns", NUMBER),
     _optional("dispatch_time", NUMBER),
     _optional("send_deadline_time", NUMBER),
     _optional("next_attempt_time", NUMBER),

@@ -19,7 +19,7 @@ from sqlalchemy.sql.dml import Insert
 from sqlalchemy.sql.schema import Table
 
 from sidecar.errors import Corrupt, CustodyError, Internal, Unavailable
-from sidecar.store.errors import StoreRefused
+from sidecar.store.errors import RESTORING, StoreRefused
 from sidecar.store.fingerprint import SCHEMA_OBJECTS, fingerprints
 from sidecar.store.schema import SCHEMA_REVISION
 from sidecar.store.statements import Row, Statement, Value
@@ -339,7 +339,7 @@ def _check_objects(connection: SqliteConnection, path: Path) -> None:
     found = fingerprints(connection.driver)
     for name in sorted(SCHEMA_OBJECTS.keys() | found.keys()):
         if name not in found:
-            raise StoreRefused(f"the database lacks the {name}; restore it from a backup", path=path)
+            raise StoreRefused(f"the database lacks the {name}; {RESTORING}", path=path)
         if name not in SCHEMA_OBJECTS:
             raise StoreRefused(
                 "the database has a table, index, view or trigger that is not ours; remove it", path=path

@@ -30,7 +30,7 @@ from sidecar.ports import (
 )
 from sidecar.store.committer import GroupCommitter, Transaction
 from sidecar.store.consents import ConsentTables
-from sidecar.store.errors import StoreRefused
+from sidecar.store.errors import RESTORING, StoreRefused
 from sidecar.store.keys import MasterKeyTable
 from sidecar.store.log import LogTables
 from sidecar.store.payments import PaymentTable
@@ -210,6 +210,8 @@ class SqliteStore:
 
         def command(transaction: Transaction) -> None:
             self._payments.dispatch(transaction, payment, expected_epoch=expected_epoch)
+            # Where this refuses, the line above is undone. It comes second so that a stale caller learns that it is stale.
+            self._consents.check_pays(transaction, payment.consent, transaction.now)
             transaction.append(audit)
 
         await self._committer.run(command, signed=True)
@@ -291,7 +293,7 @@ def _instance(database: SqliteDatabase, log: LogTables, *, cluster: str, clock: 
             raise StoreRefused("the database belongs to another cluster", path=database.path)
         log.check_end(connection, log.state(connection, origins[0]))
     except LogCorrupt as error:
-        raise StoreRefused(f"{error.message}; restore the database from a backup", path=database.path) from error
+        raise StoreRefused(f"{error.message}; {RESTORING}", path=database.path) from error
     except sqlite3.Error as error:
         raise StoreRefused("the database cannot be read or written", path=database.path) from error
     finally:

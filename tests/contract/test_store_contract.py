@@ -17,12 +17,12 @@ from sidecar.audit.export import export_lines
 from sidecar.audit.merkle import leaf_hash, tree_root
 from sidecar.audit.verifier import Report, verify_export
 from sidecar.domain.audit import AuditDraft, AuditEvent, AuditOutcome
-from sidecar.domain.consent import Consent, ConsentState
+from sidecar.domain.consent import Consent, ConsentState, Purpose
 from sidecar.domain.ids import ConsentId, OwnerId, PaymentId, ProviderId, RequestId, WorkloadId
 from sidecar.domain.money import Money
-from sidecar.domain.payment import TERMINAL, Payment, PaymentState
+from sidecar.domain.payment import TERMINAL, DispatchPermit, Payment, PaymentState
 from sidecar.domain.secrets import SealedSecret, SecretKind
-from sidecar.errors import CustodyError, Internal, StaleVersion, Unavailable
+from sidecar.errors import CustodyError, Internal, PreconditionFailed, StaleVersion, Unavailable
 from sidecar.ports import ConsentFilter, MasterKeyRecord, PaymentFilter, SecretsChange, Store
 from tests.fakes.store import FakeStore, HandClock, SoftwareSigner
 from tests.unit.store.support import (
@@ -52,8 +52,11 @@ class World:
         await self.store.claim_consent(consent, new_claim(consent.id), draft(AuditEvent.CONSENT_CREATED))
         return consent
 
+    async def active(self, **changes: object) -> Consent:
+        return await self.consent(**{"state": ConsentState.ACTIVE, "activate_time": NOW, **changes})
+
     async def intent(self, consent: Consent | None = None, **changes: object) -> Payment:
-        payment = new_payment(consent or await self.consent(), **changes)
+        payment = new_payment(consent or await self.active(), **changes)
         await self.store.claim_payment(payment, claim_of(payment), intent_draft(payment))
         return payment
 
@@ -472,6 +475,8 @@ async def test_a_payment_comes_back_as_it_was_stored(world: World) -> None:
         now=NOW + timedelta(microseconds=3),
         attempts=1,
         rendered_request=bytes(range(256)),
+        dispatch_boot_id="7d1f4b3e-5a0c-4c6e-9d2b-0f6a1c2e3d4b",
+        dispatch_boot_time_ns=2**62,
         dispatch_time=NOW,
         send_deadline_time=NOW + timedelta(seconds=10),
         next_attempt_time=NOW + timedelta(seconds=15),
@@ -696,7 +701,7 @@ async def test_what_a_payment_orders_never_changes(world: World) -> None:
 @on_each_store
 async def test_payments_are_listed_and_filtered(world: World) -> None:
     """payments() pages by ascending id, and each part of the filter narrows it."""
-    consent, other = await world.consent(), await world.consent(owner=OwnerId("owner-2"))
+    consent, other = await world.active(), await world.active(owner=OwnerId("owner-2"))
     first, second, third = [await world.intent(consent) for _ in range(3)]
     fourth = await world.intent(other)
     dispatched = await world.dispatched(second)
@@ -726,6 +731,35 @@ async def test_due_payments_come_oldest_first_and_never_final(world: World) -> N
 
     assert list(await world.store.due_payments(NOW, limit=10)) == [early, late]
     assert list(await world.store.due_payments(NOW, limit=1)) == [early]
+    assert list(await world.store.due_payments(NOW, limit=0)) == []
+
+
+@on_each_store
+async def test_due_payments_of_unknown_outcome_come_before_all_others(world: World) -> None:
+    """DISPATCHED and RECONCILING come first, however long the others wait; within both, the longest waiting first."""
+    consent = await world.active()
+
+    async def due(seconds: float, *states: PaymentState) -> Payment:
+        payment = await world.intent(consent, next_attempt_time=NOW - timedelta(seconds=seconds))
+        for state in states:
+            before = payment
+            if state is PaymentState.DISPATCHED:
+                payment = await world.dispatched(before)
+            else:
+                payment = before.to(state, now=NOW)
+                await world.change(before, payment)
+        return payment
+
+    accepted = await due(9, PaymentState.DISPATCHED, PaymentState.ACCEPTED)
+    awaiting = await due(7, PaymentState.DISPATCHED, PaymentState.AWAITING_AUTHORISATION)
+    intent = await due(8)
+    dispatched = await due(2, PaymentState.DISPATCHED)
+    reconciling = await due(3, PaymentState.DISPATCHED, PaymentState.RECONCILING)
+    latest = await due(1, PaymentState.DISPATCHED)
+    expected = [reconciling, dispatched, latest, accepted, intent, awaiting]
+
+    for limit in range(len(expected) + 2):
+        assert list(await world.store.due_payments(NOW, limit=limit)) == expected[:limit]
 
 
 # --- dispatch ---------------------------------------------------------------------------------------------------------
@@ -785,6 +819,120 @@ async def test_a_repeat_needs_a_new_epoch(world: World) -> None:
         permit = await world.store.record_dispatch(renewed, expected_epoch=1, audit=dispatch_draft(renewed))
         assert permit.epoch == 2
         assert await world.store.payment(payment.id) == renewed
+
+
+Ending = Callable[[Consent], Consent]
+
+ENDINGS: dict[str, tuple[Ending, str]] = {
+    "revoked": (lambda consent: consent.to(ConsentState.REVOKED, revoke_time=NOW), "CONSENT_REVOKED"),
+    "revoked, its key destroyed": (
+        lambda consent: consent.to(ConsentState.REVOKED, wrapped_data_key=b"", subject_key=b""),
+        "CONSENT_REVOKED",
+    ),
+    "expired": (lambda consent: consent.to(ConsentState.EXPIRED), "CONSENT_EXPIRED"),
+    "needs reauthorisation": (
+        lambda consent: consent.to(ConsentState.NEEDS_REAUTHORISATION),
+        "CONSENT_NEEDS_REAUTHORISATION",
+    ),
+    "active without a key": (lambda consent: consent.with_changes(wrapped_data_key=b""), "CONSENT_NOT_ACTIVE"),
+    "no longer for payments": (
+        lambda consent: consent.with_changes(purposes=frozenset({Purpose.ACCOUNTS})),
+        "PURPOSE_NOT_CONSENTED",
+    ),
+}
+
+
+@on_each_store
+async def test_no_dispatch_once_the_consent_has_ended(world: World) -> None:
+    """The consent ended between intent and dispatch, or before a repeat: its own reason, no permit, nothing written."""
+    for ending, reason in ENDINGS.values():
+        consent = await world.active()
+        intent = await world.intent(consent)
+        dispatched = await world.dispatched(await world.intent(consent))
+        reconciling = dispatched.to(PaymentState.RECONCILING, now=NOW)
+        await world.change(dispatched, reconciling)
+        await world.store.change_consent(ending(consent), audit=[draft()])
+        size, signatures = await world.size(), world.signer.signatures
+
+        for before, after in (
+            (intent, intent.to(PaymentState.DISPATCHED, now=NOW, attempts=1)),
+            (reconciling, reconciling.to(PaymentState.RECONCILING, now=NOW, epoch=2)),
+        ):
+            with pytest.raises(PreconditionFailed) as refusal:
+                await world.store.record_dispatch(after, expected_epoch=1, audit=dispatch_draft(after))
+            assert refusal.value.reason == reason
+            assert await world.store.payment(before.id) == before
+        assert (await world.size(), world.signer.signatures) == (size, signatures)
+
+
+@on_each_store
+async def test_no_dispatch_under_a_consent_that_was_never_active(world: World) -> None:
+    """Of all states of a consent only ACTIVE lets a payment out."""
+    for state in set(ConsentState) - {ConsentState.ACTIVE}:
+        intent = await world.intent(await world.consent(state=state))
+        with pytest.raises(PreconditionFailed):
+            await world.dispatched(intent)
+        assert await world.store.payment(intent.id) == intent
+
+
+@on_each_store
+async def test_no_dispatch_from_the_moment_a_consent_expires(world: World) -> None:
+    """By the clock's present: a microsecond before its expire_time an active consent pays, at it and after it not."""
+    consent = await world.active(expire_time=NOW + timedelta(days=1))
+
+    for microseconds, pays in ((-1, True), (0, False), (1, False)):
+        intent = await world.intent(consent)
+        moment = consent.expire_time + timedelta(microseconds=microseconds)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(world.clock, "now", lambda moment=moment: moment)
+            outcomes = await _outcomes([world.dispatched(intent)])
+        found = await world.store.payment(intent.id)
+        if pays:
+            assert found == outcomes[0]
+            continue
+        assert isinstance(outcomes[0], PreconditionFailed)
+        assert (outcomes[0].reason, found) == ("CONSENT_EXPIRED", intent)
+
+
+@on_each_store
+async def test_a_revocation_ahead_of_a_dispatch_stops_it(world: World) -> None:
+    """In one group of commands too, the order of their coming decides: a revocation ahead is obeyed, one behind comes late."""
+    for revokes_first in (True, False):
+        consent = await world.active()
+        intent = await world.intent(consent)
+        dispatched = intent.to(PaymentState.DISPATCHED, now=NOW)
+        revoke = world.store.change_consent(consent.to(ConsentState.REVOKED), audit=[draft()])
+        dispatch = world.store.record_dispatch(dispatched, expected_epoch=1, audit=dispatch_draft(dispatched))
+        world.signer.hold = asyncio.Event()
+        signing = asyncio.create_task(world.store.sign_pending())  # keeps the writer busy while both get in line
+        await asyncio.sleep(0.05)
+
+        both = asyncio.gather(*((revoke, dispatch) if revokes_first else (dispatch, revoke)), return_exceptions=True)
+        await asyncio.sleep(0.05)
+        world.signer.hold.set()
+        await signing
+        outcomes = await both
+
+        permit = outcomes[1 if revokes_first else 0]
+        assert outcomes[0 if revokes_first else 1] is None
+        if revokes_first:
+            assert isinstance(permit, PreconditionFailed)
+            assert permit.reason == "CONSENT_REVOKED"
+            assert await world.store.payment(intent.id) == intent
+        else:
+            assert isinstance(permit, DispatchPermit)
+            assert await world.store.payment(intent.id) == dispatched
+
+
+@on_each_store
+async def test_a_stale_dispatch_is_stale_whatever_became_of_the_consent(world: World) -> None:
+    """Whoever lost the payment to another run learns that, and not that the consent has ended."""
+    consent = await world.active()
+    dispatched = await world.dispatched(await world.intent(consent))
+    await world.store.change_consent(consent.to(ConsentState.REVOKED), audit=[draft()])
+
+    with pytest.raises(StaleVersion):
+        await world.store.record_dispatch(dispatched, expected_epoch=1, audit=dispatch_draft(dispatched))
 
 
 @on_each_store
@@ -1039,12 +1187,13 @@ async def test_counts(world: World) -> None:
         ("other", ConsentState.ACTIVE, soon),
     ):
         await world.consent(provider=ProviderId(provider), state=state, access_expire_time=expire)
+    await world.consent()
     await world.dispatched()
 
     assert await world.store.tokens_expiring(NOW + timedelta(days=1)) == {"bank": 2, "other": 1}
     assert await world.store.tokens_expiring(soon) == {}
     assert await world.store.consent_counts() == {
-        ConsentState.ACTIVE: 5,
+        ConsentState.ACTIVE: 6,
         ConsentState.REVOKED: 1,
         ConsentState.CREATED: 1,
     }

@@ -16,7 +16,7 @@ from sidecar.audit.checkpoint import assemble_note, checkpoint_body, parse_note
 from sidecar.audit.log import LogHead
 from sidecar.domain.audit import AuditDraft, AuditEvent
 from sidecar.domain.consent import TRANSITIONS as CONSENT_TRANSITIONS
-from sidecar.domain.consent import Consent, ConsentState
+from sidecar.domain.consent import Consent, ConsentState, Purpose
 from sidecar.domain.ids import ConsentId, PaymentId, ProviderId, RequestId, WorkloadId
 from sidecar.domain.payment import TERMINAL, TRANSITIONS, DispatchPermit, Payment, PaymentState
 from sidecar.domain.secrets import SealedSecret, SecretKind
@@ -37,6 +37,8 @@ from sidecar.ports import (
 __all__ = ["FakeStore", "HandClock", "SoftwareSigner"]
 
 T = TypeVar("T")
+
+_OUTCOME_UNKNOWN = (PaymentState.DISPATCHED, PaymentState.RECONCILING)
 
 
 class HandClock:
@@ -248,6 +250,7 @@ class FakeStore:
             if state.dispatch_epochs.get(payment.id, 0) >= payment.epoch:
                 raise StaleVersion
             state = _with_payment(state, before, payment)
+            _check_pays(state.consents[payment.consent], self._clock.now())
             state = replace(state, dispatch_epochs={**state.dispatch_epochs, payment.id: payment.epoch})
             return self._recorded(state, [audit]), None
 
@@ -267,11 +270,11 @@ class FakeStore:
 
     async def due_payments(self, now: datetime, *, limit: int) -> Sequence[Payment]:
         due = [
-            (payment.next_attempt_time, payment.id, payment)
+            (payment.state not in _OUTCOME_UNKNOWN, payment.next_attempt_time, payment.id, payment)
             for payment in self._read().payments.values()
             if not payment.is_terminal and payment.next_attempt_time is not None and payment.next_attempt_time <= now
         ]
-        return [payment for _, _, payment in sorted(due, key=lambda entry: entry[:2])][:limit]
+        return [payment for *_, payment in sorted(due, key=lambda entry: entry[:3])][:limit]
 
     # -- requests, keys, log
 
@@ -447,6 +450,12 @@ def _with_payment(state: _State, before: Payment, after: Payment) -> _State:
     if _order(before) != _order(after):
         raise Internal("what a payment orders never changes")
     return replace(state, payments={**state.payments, after.id: after})
+
+
+def _check_pays(consent: Consent, now: datetime) -> None:
+    consent.check_usable(Purpose.PAYMENTS, now)
+    if not consent.wrapped_data_key:
+        raise consent.not_active()
 
 
 def _order(payment: Payment) -> tuple[object, ...]:

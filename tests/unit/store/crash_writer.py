@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -18,7 +18,15 @@ from sidecar.domain.payment import PaymentState
 from sidecar.store import SqliteStore
 from sidecar.store.sqlite import SqliteConnection
 from tests.fakes.store import SoftwareSigner
-from tests.unit.store.support import claim_of, dispatch_draft, draft, intent_draft, new_claim, new_consent, new_payment
+from tests.unit.store.support import (
+    active_consent,
+    claim_of,
+    dispatch_draft,
+    draft,
+    intent_draft,
+    new_claim,
+    new_payment,
+)
 
 SEED = 20261123
 
@@ -78,7 +86,7 @@ def say(*words: object) -> None:
 
 
 async def pay(store: SqliteStore) -> None:
-    consent = new_consent(id=f"c-{uuid4().hex[:12]}")
+    consent = active_consent(id=f"c-{uuid4().hex[:12]}", expire_time=datetime.now(UTC) + timedelta(days=1))
     await store.claim_consent(consent, new_claim(request_id=RequestId(str(uuid4()))), draft(AuditEvent.CONSENT_CREATED))
     say("consent", consent.id)
     while True:

@@ -107,6 +107,11 @@ def new_consent(**changes: object) -> Consent:
     return replace(consent, **changes)  # type: ignore[arg-type]
 
 
+def active_consent(**changes: object) -> Consent:
+    """A consent under which payments may be dispatched."""
+    return new_consent(**{"state": ConsentState.ACTIVE, "activate_time": NOW, **changes})
+
+
 def new_payment(consent: Consent, **changes: object) -> Payment:
     identifier = PaymentId(f"p-{next(_numbers):06d}")
     payment = Payment(

@@ -22,6 +22,7 @@ from sidecar.store.sqlite import FileLock, SqliteConnection, SqliteDatabase, our
 from tests.fakes.store import HandClock, SoftwareSigner
 from tests.unit.store.support import (
     NOW,
+    active_consent,
     claim_of,
     dispatch_draft,
     draft,
@@ -136,7 +137,7 @@ def test_one_signature_serves_a_group(tmp_path: Path) -> None:
 
     async def run() -> None:
         async with faulty(new_database(tmp_path), signer=signer) as (store, _):
-            consent = new_consent()
+            consent = active_consent()
             await store.claim_consent(consent, new_claim(), draft())
             payments = [new_payment(consent) for _ in range(50)]
             await asyncio.gather(
@@ -225,7 +226,7 @@ def test_a_commit_that_happened_is_a_success(tmp_path: Path) -> None:
 
     async def run() -> None:
         async with faulty(new_database(tmp_path)) as (store, database):
-            consent, claim = new_consent(), new_claim()
+            consent, claim = active_consent(), new_claim()
             database.commit = _happens_and_complains
             assert await store.claim_consent(consent, claim, draft()) is None
             assert database.flushes == 1
@@ -246,7 +247,7 @@ def test_what_cannot_be_found_out_is_unavailable(tmp_path: Path, monkeypatch: py
 
     async def run() -> None:
         async with faulty(new_database(tmp_path)) as (store, database):
-            consent = new_consent()
+            consent = active_consent()
             await store.claim_consent(consent, new_claim(), draft())
             payment = new_payment(consent)
             await store.claim_payment(payment, claim_of(payment), intent_draft(payment))
@@ -352,7 +353,7 @@ def test_a_signer_that_hangs_fails_its_callers_only(tmp_path: Path, monkeypatch:
 
     async def run() -> None:
         async with opened(new_database(tmp_path), signer=signer) as store:
-            consent = new_consent()
+            consent = active_consent()
             await store.claim_consent(consent, new_claim(), draft())
             payment = new_payment(consent)
             await store.claim_payment(payment, claim_of(payment), intent_draft(payment))
@@ -496,7 +497,7 @@ def test_a_log_whose_end_is_damaged_is_not_continued(tmp_path: Path, case: str) 
             await store.sign_pending()
 
     async def reopen() -> None:
-        with pytest.raises(StoreRefused, match="restore the database"):
+        with pytest.raises(StoreRefused, match="a repeat may pay again"):
             async with opened(path):
                 pass
 

@@ -106,6 +106,8 @@ _TABLES = (
       epoch INTEGER NOT NULL CHECK (epoch >= 1),
       attempts INTEGER NOT NULL CHECK (attempts >= 0),
       rendered_request BLOB NOT NULL,
+      dispatch_boot_id TEXT NOT NULL,
+      dispatch_boot_time_ns INTEGER NOT NULL CHECK (dispatch_boot_time_ns >= 0),
       dispatch_time INTEGER,
       send_deadline_time INTEGER,
       next_attempt_time INTEGER,
@@ -168,8 +170,12 @@ _INDEXES = (
     "CREATE INDEX payments_by_consent ON payments (consent, id)",
     "CREATE INDEX payments_by_state ON payments (state)",
     """
-    CREATE INDEX payments_due ON payments (next_attempt_time, id) WHERE next_attempt_time IS NOT NULL
-      AND state NOT IN ('abandoned', 'cancelled', 'rejected', 'rejected-late', 'settled')
+    CREATE INDEX payments_due_unknown ON payments (next_attempt_time, id) WHERE next_attempt_time IS NOT NULL
+      AND +state IN ('dispatched', 'reconciling')
+    """,
+    """
+    CREATE INDEX payments_due_others ON payments (next_attempt_time, id) WHERE next_attempt_time IS NOT NULL
+      AND state NOT IN ('abandoned', 'cancelled', 'dispatched', 'reconciling', 'rejected', 'rejected-late', 'settled')
     """,
     "CREATE UNIQUE INDEX one_current_master_key ON master_keys (current) WHERE current = 1",
 )
