@@ -13,6 +13,7 @@ from pathlib import Path
 # Before anything loads gRPC or TLS: these make libraries write what they carry to files and logs (hardening).
 for _name in [name for name in os.environ if name.startswith("GRPC_") or name == "SSLKEYLOGFILE"]:
     del os.environ[_name]
+os.environ["GRPC_VERBOSITY"] = "NONE"  # its lines are no JSON and name foreign addresses; ours say what matters
 
 import uvloop  # noqa: E402
 
@@ -37,7 +38,7 @@ def main() -> int:
     try:
         configuration = load_configuration(Path(options.config), flags=flags, environment=os.environ)
         harden()
-        uvloop.run(_run(configuration))
+        uvloop.run(_run(configuration), debug=False)  # debug mode writes arguments of callbacks to stderr
     except ConfigurationError as error:
         for mistake in error.mistakes:
             print(f"configuration: {mistake}", file=sys.stderr)
