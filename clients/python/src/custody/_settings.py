@@ -72,6 +72,7 @@ class Settings:
         options: list[tuple[str, str | int]] = [
             ("grpc.enable_retries", 0),
             ("grpc.service_config_disable_resolution", 1),
+            ("grpc.enable_http_proxy", 0),  # a sidecar is never behind a proxy, whatever the environment says
         ]
         name = self.tls.server_name if self.tls and self.tls.server_name else None
         if name is None and self.address.startswith("unix:"):
