@@ -905,10 +905,11 @@ async def test_a_revocation_ahead_of_a_dispatch_stops_it(world: World) -> None:
         dispatch = world.store.record_dispatch(dispatched, expected_epoch=1, audit=dispatch_draft(dispatched))
         world.signer.hold = asyncio.Event()
         signing = asyncio.create_task(world.store.sign_pending())  # keeps the writer busy while both get in line
-        await asyncio.sleep(0.05)
+        while not world.signer.waiting:
+            await asyncio.sleep(0.001)
 
         both = asyncio.gather(*((revoke, dispatch) if revokes_first else (dispatch, revoke)), return_exceptions=True)
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0)  # both are in line now, in this order
         world.signer.hold.set()
         await signing
         outcomes = await both

@@ -81,10 +81,15 @@ class SoftwareSigner:
         self.failures: list[Exception] = []
         self.hold: asyncio.Event | None = None
         self.signatures = 0
+        self.waiting = 0  # how many signatures `hold` is delaying
 
     async def sign_checkpoint(self, body: bytes) -> str:
         if self.hold is not None:
-            await self.hold.wait()
+            self.waiting += 1
+            try:
+                await self.hold.wait()
+            finally:
+                self.waiting -= 1
         if self.failures:
             raise self.failures.pop(0)
         self.signatures += 1

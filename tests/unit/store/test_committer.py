@@ -14,7 +14,7 @@ from sidecar.audit.errors import EntryRefused
 from sidecar.domain.consent import ConsentState
 from sidecar.domain.payment import PaymentState
 from sidecar.domain.secrets import SealedSecret, SecretKind
-from sidecar.errors import Corrupt, Unavailable
+from sidecar.errors import Corrupt, PreconditionFailed, Unavailable
 from sidecar.ports import SecretsChange
 from sidecar.store import SqliteStore, StoreRefused
 from sidecar.store import committer as module
@@ -152,6 +152,41 @@ def test_one_signature_serves_a_group(tmp_path: Path) -> None:
             assert 1 <= signer.signatures <= 10
             position = await store.log_position()
             assert position.covered_size == position.size
+
+    asyncio.run(run())
+
+
+def test_a_revocation_stops_the_dispatch_of_its_own_group(tmp_path: Path) -> None:
+    """Both wait and are executed in one transaction: the dispatch sees the revocation ahead of it, and gets no permit."""
+    signer = SoftwareSigner()
+
+    async def run() -> None:
+        async with faulty(new_database(tmp_path), signer=signer) as (store, database):
+            consent = active_consent()
+            await store.claim_consent(consent, new_claim(), draft())
+            payment = new_payment(consent)
+            await store.claim_payment(payment, claim_of(payment), intent_draft(payment))
+            dispatched = payment.to(PaymentState.DISPATCHED, now=NOW)
+            signer.hold = asyncio.Event()
+            signing = asyncio.create_task(store.sign_pending())
+            while not signer.waiting:
+                await asyncio.sleep(0.001)
+            both = asyncio.gather(
+                store.change_consent(consent.to(ConsentState.REVOKED), audit=[draft()]),
+                store.record_dispatch(dispatched, expected_epoch=1, audit=dispatch_draft(dispatched)),
+                return_exceptions=True,
+            )
+            await asyncio.sleep(0)  # both are in the queue now
+            commits = database.commits
+            signer.hold.set()
+            await signing
+            revoked, refused = await both
+            assert revoked is None
+            assert isinstance(refused, PreconditionFailed)
+            assert refused.reason == "CONSENT_REVOKED"
+            assert database.commits == commits + 2  # that of the signature, and one for both
+            assert await store.payment(payment.id) == payment
+            assert await _size(store) == 3
 
     asyncio.run(run())
 

@@ -8,13 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.domain.payment import PaymentState
 from sidecar.errors import Corrupt, Internal
 from sidecar.ports import ConsentFilter, PaymentFilter
 from sidecar.store import SqliteStore
 from sidecar.store.rows import from_microseconds, to_microseconds
 from tests.unit.store.support import (
     CALLER,
+    NOW,
+    active_consent,
     claim_of,
+    dispatch_draft,
     draft,
     intent_draft,
     new_claim,
@@ -86,12 +90,59 @@ def test_what_is_not_known_is_corrupt(tmp_path: Path, case: str) -> None:
     asyncio.run(run())
 
 
+def test_a_payment_that_cannot_be_read_keeps_no_other_from_its_turn(tmp_path: Path) -> None:
+    """due_payments() passes damaged rows over, however many stand ahead, and raises Corrupt once nothing else is due."""
+    path = new_database(tmp_path)
+
+    async def run() -> None:
+        async with opened(path) as store:
+            consent = new_consent()
+            await store.claim_consent(consent, new_claim(), draft())
+            payments = [new_payment(consent, next_attempt_time=NOW + timedelta(seconds=number)) for number in range(7)]
+            for payment in payments:
+                await store.claim_payment(payment, claim_of(payment), intent_draft(payment))
+            damaged = [payments[number].id for number in (0, 1, 2, 4)]
+            states = ("dispatched", "intent", "odd", "intent")
+            for identifier, state in zip(damaged, states, strict=True):
+                change = f"state = '{state}', product = 'wire', dispatch_epoch = 1"
+                _damage(path, f"UPDATE payments SET {change} WHERE id = '{identifier}'")
+            readable = [payments[number] for number in (3, 5, 6)]
+
+            for limit in range(5):
+                assert list(await store.due_payments(NOW + timedelta(days=1), limit=limit)) == readable[:limit]
+            for limit in (1, 3, 10):
+                with pytest.raises(Corrupt):
+                    await store.due_payments(NOW + timedelta(seconds=2), limit=limit)
+            assert list(await store.due_payments(NOW - timedelta(seconds=1), limit=3)) == []
+
+    asyncio.run(run())
+
+
+def test_no_dispatch_under_a_consent_that_cannot_be_read(tmp_path: Path) -> None:
+    """A consent whose row is damaged lets no payment out, and the payment stays as it was."""
+    path = new_database(tmp_path)
+
+    async def run() -> None:
+        async with opened(path) as store:
+            consent = active_consent()
+            payment = new_payment(consent)
+            await store.claim_consent(consent, new_claim(), draft())
+            await store.claim_payment(payment, claim_of(payment), intent_draft(payment))
+            _damage(path, "UPDATE consents SET purposes = '[\"spying\"]', version = 2")
+            dispatched = payment.to(PaymentState.DISPATCHED, now=NOW)
+            with pytest.raises(Corrupt):
+                await store.record_dispatch(dispatched, expected_epoch=1, audit=dispatch_draft(dispatched))
+            assert await store.payment(payment.id) == payment
+
+    asyncio.run(run())
+
+
 def _damage(path: Path, statement: str) -> None:
     """As somebody would who has the file: past the constraints, and past the guards."""
     driver = sqlite3.connect(path, isolation_level=None)
     driver.execute("PRAGMA ignore_check_constraints = ON")
     for trigger in ("payments_instruction", "payments_final"):
-        driver.execute(f"DROP TRIGGER {trigger}")
+        driver.execute(f"DROP TRIGGER IF EXISTS {trigger}")
     driver.execute(statement)
     driver.close()
 
