@@ -145,6 +145,8 @@ def process(rounds: int) -> list[Row]:
 
 
 def _memory_at_rest(system: System) -> list[Row]:
+    if os.geteuid() != 0:
+        return [Row(what="memory at rest", value="not measured: the processes are not dumpable, so only root may look")]
     time.sleep(_IDLE_SECONDS)
     sizes = {name: pss_bytes(found.pid) for name, found in system.processes().items()}
     rows = [Row(what=f"memory of {name} at rest (PSS)", value=_mebibytes(size)) for name, size in sizes.items()]
