@@ -1,7 +1,8 @@
 """The gateway's ends of the sockets to its children: requests out, answers in, and what a lost answer means.
 
 Rules:
-- Each call waits until its deadline and no longer: for its answer, and for a child that can take it.
+- Each call waits for a child that can take it until its deadline, and for its answer a grace longer: long enough, where the
+  answer cannot be had a second time, for a child that was paused.
 - What became of a lost call is said as it is. A signature that did not come: try again. A request to a provider that was
   handed over and not answered: unknown, never "not sent". A payment's permit is redeemed before anything else, and its
   bytes are handed over at most once.
@@ -75,6 +76,13 @@ HSM_DEADLINE_SECONDS: Final = 4.5
 _LOCAL_DEADLINE_SECONDS: Final = 4.5  # for what egress does without a provider
 # Egress gives up at the deadline and says so; the gateway waits a little longer for those words.
 _GRACE_SECONDS: Final = 0.5
+SILENCE_SECONDS: Final = 3.0
+"""How long the supervisor tolerates a silent child, which may be paused with an answer in hand."""
+# An answer that cannot be had a second time (a rotated pair of tokens, a bank's 201) is waited for as long as egress may still
+# be replaced for its silence. A dead egress closes the socket, so nobody waits this long for nothing.
+_GRACE_FOR_THE_ONLY_ANSWER_SECONDS: Final = SILENCE_SECONDS + 1.0
+# After a standstill of this process the timers may come first, with the answer unread in the socket.
+_LAST_LOOK_SECONDS: Final = 0.02
 _MAX_IN_FLIGHT: Final = 4096
 _MAX_UNSENT_BYTES: Final = 64 * 1024 * 1024
 _SIGNATURE_BYTES: Final = 64
@@ -129,13 +137,16 @@ class Connection(asyncio.Protocol):
         request_id = self._last_id
         answer: asyncio.Future[Message] = self._loop.create_future()
         self._waiting[request_id] = answer
-        timer = self._loop.call_later(answer_before_seconds, _give_up, answer)
+        timer = self._loop.call_later(answer_before_seconds, self._look_once_more, answer)
         self._write(frame)
         try:
             return await answer
         finally:
             timer.cancel()
             self._waiting.pop(request_id, None)
+
+    def _look_once_more(self, answer: "asyncio.Future[Message]") -> None:
+        self._loop.call_later(_LAST_LOOK_SECONDS, _give_up, answer)
 
     def tell(self, body: Message) -> None:
         """Asks, and takes no interest in the answer."""
@@ -449,7 +460,10 @@ class EgressLink(_Link):
         )
         try:
             answer = await self._ask_any(
-                body, _TOKEN_ANSWERS, deadline_seconds=deadline_seconds, grace_seconds=_GRACE_SECONDS
+                body,
+                _TOKEN_ANSWERS,
+                deadline_seconds=deadline_seconds,
+                grace_seconds=_GRACE_FOR_THE_ONLY_ANSWER_SECONDS,
             )
         except AnswerLost as lost:
             return _unknown_if_handed_over(lost)
@@ -493,11 +507,11 @@ class EgressLink(_Link):
                 body,
                 _SEND_ANSWERS,
                 deadline_seconds=deadline_seconds,
-                grace_seconds=_GRACE_SECONDS,
+                grace_seconds=_GRACE_FOR_THE_ONLY_ANSWER_SECONDS,
                 over=connection,
             )
-        except AnswerLost:
-            return Unknown(code=_EGRESS_LOST)
+        except AnswerLost as lost:
+            return Unknown(code=_EGRESS_LOST) if lost.handed_over else NotSent(code=_PREPARED_GONE)
         return _told(answer)
 
     async def discard(self, prepared: Prepared) -> None:
@@ -550,9 +564,10 @@ class EgressLink(_Link):
             raise _egress_unavailable() from lost
 
     async def _outcome(self, body: Call, *, deadline_seconds: float) -> SendOutcome:
+        grace_seconds = _GRACE_FOR_THE_ONLY_ANSWER_SECONDS if body.own_connection else _GRACE_SECONDS
         try:
             answer = await self._ask_any(
-                body, _SEND_ANSWERS, deadline_seconds=deadline_seconds, grace_seconds=_GRACE_SECONDS
+                body, _SEND_ANSWERS, deadline_seconds=deadline_seconds, grace_seconds=grace_seconds
             )
         except AnswerLost as lost:
             return _unknown_if_handed_over(lost)

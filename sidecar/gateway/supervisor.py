@@ -29,7 +29,7 @@ import msgspec
 
 import sidecar
 from sidecar.errors import Corrupt, CustodyError
-from sidecar.gateway.links import Connection, EgressLink, HsmLink
+from sidecar.gateway.links import SILENCE_SECONDS, Connection, EgressLink, HsmLink
 from sidecar.hardening import WIPING_ENVIRONMENT
 from sidecar.ipc.messages import (
     ChildExit,
@@ -89,7 +89,7 @@ class SupervisorTimes:
 
     start_seconds: float = 20.0
     ping_every_seconds: float = 0.5
-    silence_seconds: float = 3.0
+    silence_seconds: float = SILENCE_SECONDS
     stop_seconds: float = 2.0
     restart_delays_seconds: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
     steady_seconds: float = 30.0

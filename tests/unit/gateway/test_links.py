@@ -2,12 +2,14 @@
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
 import pytest
+import uvloop
 
 from sidecar.domain.ids import PaymentId
 from sidecar.domain.payment import DispatchPermit
@@ -26,6 +28,7 @@ from sidecar.domain.secrets import SecretContext
 from sidecar.errors import Corrupt, CustodyError, Internal, InvalidField, PreconditionFailed, Refused, Unavailable
 from sidecar.gateway import links
 from sidecar.gateway.links import Connection, EgressLink, HsmLink
+from sidecar.gateway.supervisor import SupervisorTimes
 from sidecar.ipc.frames import HEADER, boot_time_ns, encode_frame, frame_length
 from sidecar.ipc.messages import (
     Answered,
@@ -48,6 +51,7 @@ from sidecar.ipc.messages import (
     Signature,
     decoder_for,
 )
+from sidecar.ports import Prepared
 
 REQUEST = ProviderRequest(method="GET", origin="https://bank.example:443", target="/", headers=())
 CONTEXT = SecretContext(cluster="c", owner="o", consent="x", provider_origin="https://bank.example:443")
@@ -70,6 +74,10 @@ class Child:
 
     async def answer(self, request_id: int, body: Message) -> None:
         await self.write(encode_frame(self._answer_type(id=request_id, body=body)))
+
+    def answer_now(self, request_id: int, body: Message) -> None:
+        """In this turn of the loop."""
+        self._peer.sendall(encode_frame(self._answer_type(id=request_id, body=body)))
 
     async def write(self, octets: bytes | bytearray) -> None:
         await asyncio.get_running_loop().sock_sendall(self._peer, octets)
@@ -593,7 +601,7 @@ def test_a_sending_that_is_lost_is_unknown() -> None:
 
 def test_a_sending_that_is_not_answered_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     """The deadline passes after the order to send."""
-    monkeypatch.setattr(links, "_GRACE_SECONDS", 0.05)
+    monkeypatch.setattr(links, "_GRACE_FOR_THE_ONLY_ANSWER_SECONDS", 0.05)
 
     async def check() -> None:
         link = EgressLink()
@@ -601,6 +609,105 @@ def test_a_sending_that_is_not_answered_is_unknown(monkeypatch: pytest.MonkeyPat
             prepared = await prepared_on(link, child)
 
             assert await link.send(prepared, permit(), deadline_seconds=0.05) == Unknown(code="EGRESS_LOST")
+
+    asyncio.run(check())
+
+
+ONLY_ANSWERS: dict[str, tuple[Asking, Message, object]] = {
+    "call_once": (
+        lambda link: link.call_once(REQUEST, deadline_seconds=0.05),
+        Answered(status=201, headers=(), body=b""),
+        Answer(status=201, headers=(), body=b""),
+    ),
+    "request_tokens": (
+        lambda link: link.request_tokens(
+            REQUEST,
+            wrapped_data_key=b"",
+            secrets=(),
+            seal_access_as=CONTEXT,
+            seal_refresh_as=CONTEXT,
+            deadline_seconds=0.05,
+        ),
+        Granted(access_token=b"a", refresh_token=b"r", expires_in_seconds=60, scope=None),
+        TokenGrant(access_token=b"a", refresh_token=b"r", expires_in_seconds=60, scope=None),
+    ),
+    "send": (
+        lambda link: link.send(Prepared(handle=1), permit(), deadline_seconds=0.05),
+        Answered(status=201, headers=(), body=b""),
+        Answer(status=201, headers=(), body=b""),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ONLY_ANSWERS.values(), ids=ONLY_ANSWERS)
+def test_an_answer_that_cannot_be_had_again_is_waited_for(case: tuple[Asking, Message, object]) -> None:
+    """Egress is paused for longer than the deadline, and not long enough to be replaced: what the bank said is not lost."""
+    asking, body, outcome = case
+
+    async def check() -> None:
+        link = EgressLink()
+        async with connected(link) as child:
+            await prepared_on(link, child)
+
+            async def react(request: Any) -> None:
+                await asyncio.sleep(links._GRACE_SECONDS + 0.5)
+                await child.answer(request.id, body)
+
+            assert await asked_and(child, asking(link), react) == outcome
+
+    asyncio.run(check())
+
+
+def test_the_only_answer_is_waited_for_longer_than_silence_is_tolerated() -> None:
+    """Before the link gives an answer up, the supervisor has replaced an egress that does not answer."""
+    assert SupervisorTimes().silence_seconds < links._GRACE_FOR_THE_ONLY_ANSWER_SECONDS
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_an_answer_that_came_while_the_gateway_stood_still_counts(
+    run: Callable[[Coroutine[Any, Any, None]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole wait passes in one turn of the loop, and the answer lies in the socket: it is read before it is given up."""
+    monkeypatch.setattr(links, "_GRACE_FOR_THE_ONLY_ANSWER_SECONDS", 0.05)
+
+    async def check() -> None:
+        link = EgressLink()
+        async with connected(link) as child:
+            prepared = await prepared_on(link, child)
+
+            trigger, lever = socket.socketpair()
+
+            def answer_and_stand_still(request_id: int) -> None:
+                asyncio.get_running_loop().remove_reader(trigger)
+                child.answer_now(request_id, Answered(status=201, headers=(), body=b""))
+                time.sleep(0.5)
+
+            def react(request: Any) -> None:
+                # From a reader, because one loop looks at its timers right after its sockets.
+                asyncio.get_running_loop().add_reader(trigger, answer_and_stand_still, request.id)
+                lever.send(b"x")
+
+            sending = link.send(prepared, permit(), deadline_seconds=0.05)
+            with trigger, lever:
+                assert await asked_and(child, sending, react) == Answer(status=201, headers=(), body=b"")
+
+    run(check())
+
+
+def test_a_sending_that_was_never_written_was_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The queue to egress is full: the order to send did not leave this process, so nobody calls the payment unknown."""
+
+    async def check() -> None:
+        link = EgressLink()
+        async with connected(link) as child:
+            prepared = await prepared_on(link, child)
+            monkeypatch.setattr(links, "_MAX_IN_FLIGHT", 0)
+
+            assert await link.send(prepared, permit(), deadline_seconds=20) == NotSent(code="PREPARED_GONE")
+            monkeypatch.undo()
+            probe = asyncio.create_task(link.status())
+            assert not isinstance((await child.request()).body, Send)
+            probe.cancel()
 
     asyncio.run(check())
 
