@@ -70,6 +70,23 @@ def test_every_method_of_the_contract_has_a_row() -> None:
     assert {method.path for method in EVERY_METHOD} == set(METHODS)
 
 
+def test_the_table_says_what_the_contract_says() -> None:
+    """What the walk goes by, held to the contract's words: who moves money or opens consents is an application on the API, and
+    nobody is an application and an administrator in one place."""
+    by_service = {method.service: set[frozenset[Role]]() for method in contract_methods()}
+    for method in contract_methods():
+        by_service[method.service].add(METHODS[method.path])
+
+    assert {"api": {Role.APPLICATION}, "admin": {Role.ADMINISTRATOR, Role.AUDITOR}} == SURFACE_ROLES
+    assert by_service["custody.v1.KeyService"] == {frozenset({Role.ADMINISTRATOR})}
+    assert by_service["custody.v1.AuditService"] == {frozenset({Role.ADMINISTRATOR, Role.AUDITOR})}
+    assert by_service["custody.v1.AccountService"] == {frozenset({Role.APPLICATION})}
+    for name in ("CreateConsent", "CompleteConsent", "GetImportKey", "ImportConsent"):
+        assert METHODS[f"/custody.v1.ConsentService/{name}"] == {Role.APPLICATION}
+    assert METHODS["/custody.v1.PaymentService/InitiatePayment"] == {Role.APPLICATION}
+    assert METHODS["/custody.v1.SigningService/Sign"] == {Role.APPLICATION}
+
+
 @pytest.mark.parametrize("listener", LISTENERS)
 def test_reflection_names_no_other_service(rpc: Rpc, methods: dict[str, Method], listener: str) -> None:
     """What a listener says it serves is what the walk below tries; an API listener does not even have administration."""
