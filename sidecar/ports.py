@@ -215,7 +215,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecretsChange:
-    """Secrets written in the same transaction as the row. `keep` names row versions that stay beside the new ones."""
+    """Secrets written and deleted in the same transaction as the row; what is not named stays."""
 
     put: tuple[SealedSecret, ...] = ()
     delete: tuple[tuple[SecretKind, int], ...] = ()
@@ -355,7 +355,7 @@ class Store(Protocol):
     async def payments(self, where: PaymentFilter, *, after: str, limit: int) -> Sequence[Payment]: ...
 
     async def due_payments(self, now: datetime, *, limit: int) -> Sequence[Payment]:
-        """Payments that are not final and whose next_attempt_time has come, oldest first."""
+        """Payments that are not final and whose next_attempt_time has come: those of unknown outcome first, then oldest first."""
 
     # -- requests, keys, log
 
