@@ -6,6 +6,8 @@ uvloop's alike), and what arrives is decrypted into the caller's buffer. Rules:
 
 - TLS 1.2 or newer, the provider's CA file only, host name checked, no key log, no compression, no renegotiation, no resumption.
 - `send` hands ciphertext to the transport in one call, or raises NothingSent: then not one byte of it left.
+- A request on a connection of its own does not outlive its deadline: what the provider has not acknowledged by then, or
+  when the connection ends before the answer, the kernel drops, where it would go on sending for minutes.
 - A connection on which the peer speaks unasked, or closes, while nothing is awaited is dead: its next answer could be
   somebody else's.
 """
@@ -14,9 +16,10 @@ import asyncio
 import select
 import socket
 import ssl
+import struct
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 from sidecar.egress import codes
 from sidecar.ipc.messages import ProviderTransport
@@ -25,6 +28,9 @@ from sidecar.secretbuffer import Buffer, wipe
 __all__ = ["ConnectFailed", "ConnectionLost", "NothingSent", "TlsConnection", "open_connection", "tls_context"]
 
 _CIPHERTEXT_BYTES = 32 * 1024
+# struct linger: with a time of 0, close sends RST and drops what waits to be sent (socket(7)).
+_CLOSE_DROPS: Final = struct.pack("ii", 1, 0)
+_CLOSE_DELIVERS: Final = struct.pack("ii", 0, 0)
 
 
 class ConnectFailed(Exception):
@@ -61,13 +67,15 @@ def tls_context(transport: ProviderTransport) -> ssl.SSLContext:
     return context
 
 
-async def open_connection(*, context: ssl.SSLContext, host: str, port: int, timeout_seconds: float) -> "TlsConnection":
-    """Connected, with the handshake complete. Raises ConnectFailed."""
+async def open_connection(
+    *, context: ssl.SSLContext, host: str, port: int, timeout_seconds: float, own: bool
+) -> "TlsConnection":
+    """Connected, with the handshake complete; `own` for one request only. Raises ConnectFailed."""
     connection: TlsConnection | None = None
     try:
         async with asyncio.timeout(timeout_seconds):
             _, connection = await asyncio.get_running_loop().create_connection(
-                lambda: TlsConnection(context=context, host=host), host, port
+                lambda: TlsConnection(context=context, host=host, own=own), host, port
             )
             await connection.handshake()
     except BaseException as error:
@@ -103,7 +111,7 @@ class _Reader(Protocol):
 class TlsConnection(asyncio.BufferedProtocol):
     """Made by `open_connection`. One request at a time: `send`, then `receive`, then `close` or keep."""
 
-    def __init__(self, *, context: ssl.SSLContext, host: str) -> None:
+    def __init__(self, *, context: ssl.SSLContext, host: str, own: bool) -> None:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
         self._ciphertext = memoryview(bytearray(_CIPHERTEXT_BYTES))
@@ -111,6 +119,7 @@ class TlsConnection(asyncio.BufferedProtocol):
         self._arrival: asyncio.Future[None] | None = None
         self._awaited = True  # during the handshake; later only between `send` and the end of the answer
         self._peer_ended = False
+        self._own = own
         self._on_death: Callable[[], None] | None = None
 
     @property
@@ -130,9 +139,10 @@ class TlsConnection(asyncio.BufferedProtocol):
             await asyncio.sleep(0)
             await asyncio.sleep(0)
 
-    def send(self, *parts: Buffer) -> None:
+    def send(self, *parts: Buffer, within_seconds: float) -> None:
         """Encrypts `parts` and hands the ciphertext over in one call. Nothing refers to `parts` afterwards.
 
+        On a connection of its own, what the provider has not acknowledged `within_seconds` is not sent again.
         Raises NothingSent when not one byte was handed over; the connection is of no use then.
         """
         transport = self._transport
@@ -141,12 +151,22 @@ class TlsConnection(asyncio.BufferedProtocol):
         try:
             for part in parts:
                 self._encrypt(part)
-        except ssl.SSLError:
+            if self._own:
+                self._bound_delivery(transport, within_seconds)
+        except (ssl.SSLError, OSError):
             # The ciphertext made so far stays in the BIO and is never flushed.
             self.abort()
             raise NothingSent from None
         self._awaited = True
         transport.write(self._outgoing.read())
+
+    @staticmethod
+    def _bound_delivery(transport: asyncio.Transport, within_seconds: float) -> None:
+        """Set before the first byte, so that it holds on every way to the end, this process's death among them."""
+        peer = transport.get_extra_info("socket")
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _CLOSE_DROPS)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # RFC 5482; Linux only
+            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, int(within_seconds * 1000)))
 
     async def receive(self, reader: _Reader, plaintext: memoryview) -> None:
         """Feeds decrypted bytes to `reader` until it has enough; each piece lies in `plaintext` only during `feed`.
@@ -159,6 +179,7 @@ class TlsConnection(asyncio.BufferedProtocol):
                 await self._more_ciphertext()
             elif count == 0:
                 reader.feed_end()
+                self._answer_is_complete()
                 return
             elif self._fed(reader, plaintext[:count]):
                 self._feed_rest(reader, plaintext)
@@ -166,7 +187,7 @@ class TlsConnection(asyncio.BufferedProtocol):
 
     def _feed_rest(self, reader: _Reader, plaintext: memoryview) -> None:
         """What has arrived behind the answer goes to the reader too, which refuses it."""
-        self._awaited = False
+        self._answer_is_complete()
         try:
             count = self._decrypt_into(plaintext)
         except ConnectionLost:
@@ -175,6 +196,15 @@ class TlsConnection(asyncio.BufferedProtocol):
             self._fed(reader, plaintext[:count])
         elif count == 0:
             self._end()
+
+    def _answer_is_complete(self) -> None:
+        self._awaited = False
+        if self._own and self._transport is not None:
+            # The provider has the whole request, and a polite close does no harm any more.
+            with suppress(OSError):
+                self._transport.get_extra_info("socket").setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, _CLOSE_DELIVERS
+                )
 
     @staticmethod
     def _fed(reader: _Reader, piece: memoryview) -> bool:
@@ -188,9 +218,12 @@ class TlsConnection(asyncio.BufferedProtocol):
         self._on_death = callback
 
     def close(self) -> None:
-        """Says close_notify if there is room for it at once, and closes."""
+        """Says close_notify if there is room for it at once, and closes; before the end of an answer it only closes."""
         transport = self._transport
         if transport is None or transport.is_closing():
+            return
+        if self._awaited:
+            transport.abort()
             return
         with suppress(ssl.SSLError, ValueError):  # the peer's own close_notify is not waited for
             self._tls.unwrap()

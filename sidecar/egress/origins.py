@@ -32,13 +32,11 @@ class Origin:
         self._host = host.strip("[]")
         self._context: ssl.SSLContext = tls_context(transport)
         self._connect_timeout_seconds = connect_timeout_seconds
-        self._pool = ConnectionPool(connect=self.connect, limit=limit)
+        self._pool = ConnectionPool(connect=lambda: self._connect(own=False), limit=limit)
 
     async def connect(self) -> TlsConnection:
         """A connection of its own. Raises ConnectFailed."""
-        return await open_connection(
-            context=self._context, host=self._host, port=self._port, timeout_seconds=self._connect_timeout_seconds
-        )
+        return await self._connect(own=True)
 
     @asynccontextmanager
     async def connection(self, *, own: bool, deadline: Deadline) -> AsyncIterator[Using]:
@@ -55,6 +53,15 @@ class Origin:
                 using.connection.close()
             else:
                 self._pool.release(using.connection, keep=using.keep)
+
+    async def _connect(self, *, own: bool) -> TlsConnection:
+        return await open_connection(
+            context=self._context,
+            host=self._host,
+            port=self._port,
+            timeout_seconds=self._connect_timeout_seconds,
+            own=own,
+        )
 
     def close(self) -> None:
         self._pool.close()

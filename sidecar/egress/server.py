@@ -2,7 +2,8 @@
 
 Rules:
 - A frame that does not parse ends the process; so does the end of the socket. There is no other peer.
-- At most `MAX_IN_FLIGHT` requests are worked on; one more is answered Unavailable at once.
+- At most `MAX_IN_FLIGHT` requests are worked on; one more is answered Unavailable at once. What has a bound of its own is
+  always taken: a payment that was prepared must not fail, nor look as if it might have been made, because reads are many.
 - Every request has a deadline, and a little of it is kept to say that it passed.
 - What a task raises becomes a Failure of `sidecar.errors`; anything unexpected becomes INTERNAL, with no text of its own.
 """
@@ -49,6 +50,8 @@ __all__ = ["MAX_IN_FLIGHT", "GatewayServer"]
 
 MAX_IN_FLIGHT: Final = 1024
 _REPORTING_SECONDS: Final = 0.05
+# A Send waits only under a handle that Prepare gave out; the others never wait.
+_ALWAYS_TAKEN: Final = (Send, Discard, Forget, Ping)
 
 
 class GatewayServer(asyncio.Protocol):
@@ -112,7 +115,7 @@ class GatewayServer(asyncio.Protocol):
         return frame
 
     def _accept(self, frame: GatewayToEgressFrame) -> None:
-        if len(self._tasks) >= MAX_IN_FLIGHT:
+        if len(self._tasks) >= MAX_IN_FLIGHT and not isinstance(frame.body, _ALWAYS_TAKEN):
             self._answer(
                 frame.id, failure_of(Unavailable("PROVIDER_UNAVAILABLE", "too many requests are being worked on"))
             )

@@ -251,7 +251,7 @@ class Egress:
         deadline: Deadline,
     ) -> _Outcome | NotSent | Unknown:
         try:
-            if not self._transmit(connection, request, lease, send_before):
+            if not self._transmit(connection, request, lease, send_before, deadline):
                 return NotSent(code=codes.DEADLINE_BEFORE_SEND)
         except NothingSent:
             return NotSent(code=codes.CONNECTION_LOST_BEFORE_SEND)
@@ -270,7 +270,12 @@ class Egress:
             return Unknown(code=codes.DEFECT_AFTER_SEND)
 
     def _transmit(
-        self, connection: TlsConnection, request: CheckedRequest, lease: Lease | None, send_before: Deadline
+        self,
+        connection: TlsConnection,
+        request: CheckedRequest,
+        lease: Lease | None,
+        send_before: Deadline,
+        deadline: Deadline,
     ) -> bool:
         """Opens the secrets, writes the request and wipes them. False if `send_before` had passed: then nothing was sent.
 
@@ -279,7 +284,7 @@ class Egress:
         with self._bench.rendered(request, None if lease is None else lease.key) as parts:
             if send_before.passed:
                 return False
-            connection.send(*parts)
+            connection.send(*parts, within_seconds=deadline.remaining_seconds)
         return True
 
     # -- answers

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import os
 import socket
+import struct
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
@@ -11,6 +13,8 @@ from pathlib import Path
 import pytest
 import uvloop
 
+from sidecar.domain.ids import PaymentId
+from sidecar.domain.payment import DispatchPermit
 from sidecar.domain.provider import Answer, Header, NotSent, ProviderRequest, SecretSlot, SlotEncoding, Unknown
 from sidecar.domain.secrets import SecretContext, SecretKind
 from sidecar.egress import server, service
@@ -23,6 +27,7 @@ from sidecar.egress.service import Egress
 from sidecar.errors import Unavailable
 from sidecar.gateway.links import Connection, EgressLink
 from sidecar.ipc.messages import EgressSettings, EgressToGatewayFrame, GatewayToEgressFrame, OpenSecretMessage
+from sidecar.ports import OpenSecret
 from tests.fakes.egress import SoftwareKeys
 from tests.unit.egress.bank_server import BankServer, Exchange, Script, http_answer
 from tests.unit.egress.certificates import TestAuthority
@@ -258,6 +263,124 @@ def test_a_failed_connection_gives_its_place_back(tmp_path: Path) -> None:
     _run(tmp_path, test, limit=1)
 
 
+CASES = [(loop, answers) for loop in LOOPS for answers in (False, True)]
+
+
+@pytest.mark.parametrize(("loop", "answers"), CASES, ids=[f"{loop}-{answers}" for loop, answers in CASES])
+def test_a_payment_does_not_outlive_its_deadline_in_the_kernel(tmp_path: Path, loop: str, answers: bool) -> None:
+    """What is not acknowledged is dropped at the deadline: the bank sees a reset. After a whole answer it sees a proper end."""
+    seen: list[str] = []
+
+    def script(exchange: Exchange) -> None:
+        if answers:
+            exchange.send(http_answer(200, b"{}"))
+        # Below TLS, which takes a reset for an end.
+        with socket.socket(fileno=os.dup(exchange.connection.fileno())) as raw:
+            raw.settimeout(20)
+            try:
+                while raw.recv(100):  # close_notify
+                    pass
+                seen.append("end")
+            except ConnectionResetError:
+                seen.append("reset")
+
+    async def test(lab: Lab) -> None:
+        handle = await lab.prepare()
+        connection = lab.egress._prepared[handle].connection
+        assert connection._transport is not None
+        peer = connection._transport.get_extra_info("socket")
+        in_flight: list[tuple[bytes, int]] = []
+
+        def look(reader: object, plaintext: memoryview) -> Coroutine[None, None, None]:
+            linger = peer.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
+            in_flight.append((linger, peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)))
+            return receive(reader, plaintext)  # type: ignore[arg-type]
+
+        receive, connection.receive = connection.receive, look  # type: ignore[method-assign]
+        deadline = Deadline.after(10 if answers else 1)
+        outcome = await lab.egress.send(handle, send_before=deadline, deadline=deadline)
+        for _ in range(200):
+            if seen:
+                break
+            await asyncio.sleep(0.05)
+
+        [(linger, user_timeout_milliseconds)] = in_flight
+        assert linger == struct.pack("ii", 1, 0)
+        assert 0 < user_timeout_milliseconds <= (10_000 if answers else 1_000)
+        assert isinstance(outcome, Answer) if answers else outcome == Unknown(code="DEADLINE_AFTER_SEND")
+        assert seen == (["end"] if answers else ["reset"])
+
+    _run(tmp_path, test, script=script, loop=loop)
+
+
+def test_a_read_that_is_repeatable_keeps_its_connection_as_it_is(tmp_path: Path) -> None:
+    """Kept connections serve many requests: none of them leaves a time limit behind for the next."""
+
+    async def test(lab: Lab) -> None:
+        await lab.read()
+        [connection] = lab.egress._origins.find(lab.bank.origin)._pool._idle
+        assert connection._transport is not None
+        peer = connection._transport.get_extra_info("socket")
+
+        assert peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
+        assert peer.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8) == bytes(8)
+
+    _run(tmp_path, test)
+
+
+@contextlib.asynccontextmanager
+async def _linked(lab: Lab) -> AsyncIterator[EgressLink]:
+    """The gateway's own link to the egress of the lab."""
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(0)
+    gateway = GatewayServer(lab.egress)
+    await asyncio.get_running_loop().create_unix_connection(lambda: gateway, sock=theirs)
+    link = EgressLink()
+    link.attach(await Connection.over(ours, request_type=GatewayToEgressFrame, answer_type=EgressToGatewayFrame))
+    try:
+        yield link
+    finally:
+        await gateway.close()
+
+
+def test_a_prepared_payment_is_sent_although_egress_is_full_of_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its dispatch is on record: it is not turned away for reads. Another is discarded, a key forgotten, a ping answered."""
+    monkeypatch.setattr(server, "MAX_IN_FLIGHT", 2)
+
+    def slow_reads(exchange: Exchange) -> None:
+        if exchange.head.startswith("GET /slow"):
+            exchange.stopping.wait(10)
+        _answers(exchange)
+
+    async def test(lab: Lab) -> None:
+        async with _linked(lab) as link:
+            secret = OpenSecret(secret=lab.secret.secret, context=lab.secret.context)
+            prepared, other = [
+                await link.prepare(lab.request, wrapped_data_key=lab.wrapped, secrets=[secret], deadline_seconds=10)
+                for _ in range(2)
+            ]
+            slow = ProviderRequest(method="GET", origin=lab.bank.origin, target="/slow", headers=())
+            reads = [asyncio.ensure_future(link.call(slow, deadline_seconds=20)) for _ in range(2)]
+            while len(lab.bank.requests) < 2:
+                await asyncio.sleep(0.02)
+
+            with pytest.raises(Unavailable):
+                await link.call(slow, deadline_seconds=5)
+            permit = DispatchPermit(payment=PaymentId("p"), epoch=1)
+            assert isinstance(await link.send(prepared, permit, deadline_seconds=10), Answer)
+            await link.forget(lab.wrapped)
+            await link.discard(other)
+            assert lab.egress.status().prepared == 0
+            assert link._slot.current is not None
+            assert await link._slot.current.ping(within_seconds=5)
+            for read in reads:
+                read.cancel()
+
+    _run(tmp_path, test, script=slow_reads)
+
+
 def test_requests_in_flight_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One more than the bound is refused at once; the others are answered."""
     monkeypatch.setattr(server, "MAX_IN_FLIGHT", 2)
@@ -267,19 +390,12 @@ def test_requests_in_flight_are_bounded(tmp_path: Path, monkeypatch: pytest.Monk
         _answers(exchange)
 
     async def test(lab: Lab) -> None:
-        ours, theirs = socket.socketpair()
-        theirs.settimeout(0)
-        gateway = GatewayServer(lab.egress)
-        await asyncio.get_running_loop().create_unix_connection(lambda: gateway, sock=theirs)
-        link = EgressLink()
-        link.attach(await Connection.over(ours, request_type=GatewayToEgressFrame, answer_type=EgressToGatewayFrame))
         request = ProviderRequest(method="GET", origin=lab.bank.origin, target="/", headers=())
-
-        results = await asyncio.gather(
-            *(link.call(request, deadline_seconds=5) for _ in range(3)), return_exceptions=True
-        )
+        async with _linked(lab) as link:
+            results = await asyncio.gather(
+                *(link.call(request, deadline_seconds=5) for _ in range(3)), return_exceptions=True
+            )
 
         assert [type(result) for result in results] == [Answer, Answer, Unavailable]
-        await gateway.close()
 
     _run(tmp_path, test, script=slow)
