@@ -282,17 +282,16 @@ def _precise(error: ValidationError) -> Iterator[ValidationError]:
     branches: dict[Any, list[ValidationError]] = {}
     for inner in error.context or ():
         branches.setdefault(inner.schema_path[0], []).append(inner)
-    meant = [errors for errors in branches.values() if not any(_at_top(inner, "type") for inner in errors)]
-    deeper = [errors for errors in meant if not any(_at_top(inner, "enum") for inner in errors)]
+    meant = [errors for errors in branches.values() if not any(map(_is_of_another_kind, errors))]
     if error.validator != "anyOf" or not meant:
         yield error
         return
-    for inner in (deeper or meant)[0]:
+    for inner in meant[0]:
         yield from _precise(inner)
 
 
-def _at_top(error: ValidationError, validator: str) -> bool:
-    return error.validator == validator and not error.relative_path
+def _is_of_another_kind(error: ValidationError) -> bool:
+    return error.validator in ("type", "enum") and not error.relative_path
 
 
 def _not_finite(value: object, where: tuple[str | int, ...]) -> Iterator[tuple[str | int, ...]]:
