@@ -161,9 +161,14 @@ def started(folder: Path, *, bank_arguments: tuple[str, ...] = (), **changes: An
     listeners = [
         {"address": address, "surface": name.partition("-")[2], "tls": dict(tls)} for name, address in addresses.items()
     ]
-    sidecar = development.start_sidecar(
-        bank, changes={"listeners": [*bound, *listeners], "policy_file": str(policy_file), **changes}
-    )
+    try:
+        sidecar = development.start_sidecar(
+            bank, changes={"listeners": [*bound, *listeners], "policy_file": str(policy_file), **changes}
+        )
+    except BaseException:
+        development.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     system = System(
         development=development,
         bank=bank,
@@ -183,9 +188,10 @@ def rpc() -> Iterator[Rpc]:
     yield running
     running.close()
     running.system.stop()
-    defects = [line for line in running.system.development.log_file.read_text().splitlines() if "call_failed" in line]
-    assert defects == []  # whatever the tests did, no call ended in an error that nobody had thought of
+    log = running.system.development.log_file.read_text()
     shutil.rmtree(folder, ignore_errors=True)
+    defects = [line for line in log.splitlines() if "call_failed" in line]
+    assert defects == []  # whatever the tests did, no call ended in an error that nobody had thought of
 
 
 @pytest.fixture(scope="session")
