@@ -3,6 +3,7 @@
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -68,7 +69,7 @@ def connector(name: str = CLASS_C, *, signed: bool = True) -> BerlinGroupConnect
     )
 
 
-def consent(**changes: object) -> Consent:
+def consent(**changes: Any) -> Consent:
     value = Consent(
         id=ConsentId("c-1"),
         caller=WorkloadId("workload:shop"),
@@ -83,10 +84,10 @@ def consent(**changes: object) -> Consent:
         expire_time=NOW + timedelta(days=90),
         provider_consent_id="bank-consent-1",
     )
-    return replace(value, **changes)  # type: ignore[arg-type]
+    return replace(value, **changes)
 
 
-def instruction(**changes: object) -> PaymentInstruction:
+def instruction(**changes: Any) -> PaymentInstruction:
     value = PaymentInstruction(
         amount=Money(currency_code="EUR", minor_units=1250),
         creditor_account=AccountReference(iban=CREDITOR),
@@ -96,7 +97,7 @@ def instruction(**changes: object) -> PaymentInstruction:
         remittance_information="Order 42",
         end_to_end_id="ORDER-42",
     )
-    return replace(value, **changes)  # type: ignore[arg-type]
+    return replace(value, **changes)
 
 
 def payment() -> Payment:
@@ -120,7 +121,7 @@ def payment() -> Payment:
 def renderings(*, signed: bool = True) -> dict[str, UnsignedRequest]:
     """One of each request that the connectors render, by name."""
     bank, other = connector(signed=signed), connector(CLASS_A, signed=signed)
-    auth = {"now": NOW, "assertion_id": "assertion-1"}
+    auth: dict[str, Any] = {"now": NOW, "assertion_id": "assertion-1"}
     made: dict[str, UnsignedRequest | None] = {
         "register_consent": bank.register_consent(consent(), psu=PSU, call_id=CALL),
         "register_consent_owner_chooses": bank.register_consent(consent(accounts=()), psu=None, call_id=CALL),
@@ -128,10 +129,10 @@ def renderings(*, signed: bool = True) -> dict[str, UnsignedRequest]:
         "end_consent": bank.end_consent(consent(), call_id=CALL),
         "push_authorisation": bank.push_authorisation(
             consent(), state="st+a/te=", code_challenge="ch-al_lenge", **auth
-        ),  # type: ignore[arg-type]
-        "exchange_code": bank.exchange_code(consent(), code="co&de=1 +", **auth),  # type: ignore[arg-type]
-        "refresh": bank.refresh(**auth),  # type: ignore[arg-type]
-        "revoke_token": bank.revoke_token(**auth),  # type: ignore[arg-type]
+        ),
+        "exchange_code": bank.exchange_code(consent(), code="co&de=1 +", **auth),
+        "refresh": bank.refresh(**auth),
+        "revoke_token": bank.revoke_token(**auth),
         "initiate_payment": bank.initiate_payment(consent(), instruction(), bank_key=KEY, psu=PSU, call_id=KEY),
         "initiate_payment_instant": bank.initiate_payment(
             consent(provider_consent_id="", redirect_uri=""),

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from datetime import date
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -30,7 +31,7 @@ OTHER_CALL = "99999999-9999-4999-8999-999999999999"
 CREATED = {"transactionStatus": "ACTC", "paymentId": "bank-1", "_links": {}}
 
 
-def created(changes: dict[str, object] | None = None, *, status: int = 201, headers: object = JSON) -> Answer:
+def created(changes: dict[str, Any] | None = None, *, status: int = 201, headers: object = JSON) -> Answer:
     return Answer(status=status, headers=headers, body=json.dumps({**CREATED, **(changes or {})}).encode())  # type: ignore[arg-type]
 
 
@@ -404,7 +405,7 @@ def test_transactions_are_read_exactly() -> None:
         {"booked": [LINE], "pending": "none"},
     ],
 )
-def test_half_a_report_is_none(report: dict[str, object]) -> None:
+def test_half_a_report_is_none(report: dict[str, Any]) -> None:
     """A line that cannot be read, or a list that is none, is never left out silently."""
     reading = BANK.read_transactions(lines(**report), account="acc-1", call_id=CALL)
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -46,7 +47,7 @@ OAUTH_NAMES = [name for name in NAMES if name not in BANK_NAMES]
 # The official file describes the bank's own resources: a query parameter of a vendor's next page is not in it.
 
 
-def golden(unsigned: UnsignedRequest) -> dict[str, object]:
+def golden(unsigned: UnsignedRequest) -> dict[str, Any]:
     """A request as plain values; what depends on the certificate is replaced by a word."""
     headers, body = on_the_wire(unsigned.request)
     if "tpp-signature-certificate" in headers:
@@ -150,7 +151,7 @@ def test_each_client_assertion_verifies_with_an_independent_library(name: str) -
     unsigned = renderings()[name]
     _, body = on_the_wire(sign(unsigned))
     form = parse_qs(body.decode(), strict_parsing=True)
-    token = jwt.decode(form["client_assertion"][0], ECKey.import_key(SIGNING_KEY.public_key()), algorithms=["ES256"])  # type: ignore[arg-type]
+    token = jwt.decode(form["client_assertion"][0], ECKey.import_key(SIGNING_KEY.public_key()), algorithms=["ES256"])
 
     assert unsigned.key is KeyPurpose.CLIENT_AUTHENTICATION
     assert form["client_assertion_type"] == ["urn:ietf:params:oauth:client-assertion-type:jwt-bearer"]
@@ -255,7 +256,7 @@ def test_bi_f11_a_certificate_that_cannot_be_used_is_refused_when_it_is_loaded(c
     def named(text: str) -> x509.Name:
         return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
 
-    pem = {
+    pem = {  # type: ignore[no-untyped-call]
         "no certificate": lambda: b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
         "rsa key": lambda: make_certificate(rsa.generate_private_key(65537, 2048).public_key(), plain),
         "other curve": lambda: make_certificate(ec.generate_private_key(ec.SECP384R1()).public_key(), plain),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from importlib import resources
 from pathlib import Path
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import msgspec
@@ -44,6 +45,7 @@ OWNER = OwnerId("owner-1")
 SHOP = WorkloadId("workload:shop")
 REDIRECT_URI = "https://app.example/callback"
 CREDITOR = "DE02120300000000202051"
+Row = TypeVar("Row", Consent, Payment)
 Gate = Callable[[], Awaitable[None]]
 
 SIGNER = SoftwareSigner(seed=7)  # making a key costs more than a test
@@ -61,7 +63,7 @@ def connector(name: str = "sandbox-bank") -> BerlinGroupConnector:
     )
 
 
-def caller(name: WorkloadId = SHOP, **changes: object) -> Caller:
+def caller(name: WorkloadId = SHOP, **changes: Any) -> Caller:
     policy = WorkloadPolicy(
         workload=name,
         roles=frozenset({Role.APPLICATION}),
@@ -71,7 +73,7 @@ def caller(name: WorkloadId = SHOP, **changes: object) -> Caller:
         payment_limits={"EUR": Money(currency_code="EUR", minor_units=1_000_000)},
         imports=True,
     )
-    return Caller(workload=name, policy=replace(policy, **changes))  # type: ignore[arg-type]
+    return Caller(workload=name, policy=replace(policy, **changes))
 
 
 ADMINISTRATOR = Caller(
@@ -86,8 +88,8 @@ class GatedEgress(FakeEgress):
     `trouble` holds errors that the next calls of a method raise, first in first out.
     """
 
-    def __init__(self, **arguments: object) -> None:
-        super().__init__(**arguments)  # type: ignore[arg-type]
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
         self.gates: dict[str, Gate] = {}
         self.trouble: dict[str, list[Exception]] = {}
         self.deadlines: list[float] = []
@@ -100,9 +102,9 @@ class GatedEgress(FakeEgress):
         if self.trouble.get(name):
             raise self.trouble[name].pop(0)
 
-    async def prepare(self, request: ProviderRequest, **arguments: object) -> Prepared:  # type: ignore[override]
+    async def prepare(self, request: ProviderRequest, **arguments: Any) -> Prepared:
         await self._pass("prepare")
-        return await super().prepare(request, **arguments)  # type: ignore[arg-type]
+        return await super().prepare(request, **arguments)
 
     async def send(self, prepared: Prepared, permit: DispatchPermit, *, deadline_seconds: float) -> SendOutcome:
         self.deadlines.append(deadline_seconds)
@@ -114,13 +116,13 @@ class GatedEgress(FakeEgress):
         await self._pass("discard")
         await super().discard(prepared)
 
-    async def request_tokens(self, request: ProviderRequest, **arguments: object) -> TokenOutcome:  # type: ignore[override]
+    async def request_tokens(self, request: ProviderRequest, **arguments: Any) -> TokenOutcome:
         await self._pass("request_tokens")
-        return await super().request_tokens(request, **arguments)  # type: ignore[arg-type]
+        return await super().request_tokens(request, **arguments)
 
-    async def call(self, request: ProviderRequest, **arguments: object) -> SendOutcome:  # type: ignore[override]
+    async def call(self, request: ProviderRequest, **arguments: Any) -> SendOutcome:
         await self._pass("call")
-        return await super().call(request, **arguments)  # type: ignore[arg-type]
+        return await super().call(request, **arguments)
 
     async def forget(self, wrapped_data_key: bytes) -> None:
         await self._pass("forget")
@@ -158,10 +160,10 @@ class Core:
 class World:
     """A bank, a store, and the sidecar that is in service."""
 
-    def __init__(self, *, name: str = "sandbox-bank", store: FakeStore | None = None, **bank: object) -> None:
+    def __init__(self, *, name: str = "sandbox-bank", store: FakeStore | None = None, **bank: Any) -> None:
         self.clock = FakeClock()
         window = 86_400.0 if name.endswith("idempotent") else None
-        self.bank = ScriptedBank(clock=self.clock, window_seconds=window, **bank)  # type: ignore[arg-type]
+        self.bank = ScriptedBank(clock=self.clock, window_seconds=window, **bank)
         self.store = store or FakeStore(signer=SIGNER, clock=self.clock)
         self.keys = SoftwareKeys()
         self.hsm = FakeHsm(
@@ -184,7 +186,7 @@ class World:
         )
         return self.core
 
-    def replace_connector(self, **changes: object) -> None:
+    def replace_connector(self, **changes: Any) -> None:
         """The provider with another descriptor, as after a change of the configuration."""
         described = msgspec.structs.replace(self.connector.descriptor, **changes)
         self.connector = BerlinGroupConnector(
@@ -194,7 +196,7 @@ class World:
 
     # -- states to start from
 
-    async def consent(self, *, life_seconds: float | None = None, refresh: bool = True, **changes: object) -> Consent:
+    async def consent(self, *, life_seconds: float | None = None, refresh: bool = True, **changes: Any) -> Consent:
         """An active consent with tokens that the bank knows, as if it had been created and completed."""
         now = self.clock.now()
         consent = Consent(
@@ -211,7 +213,7 @@ class World:
             expire_time=now + timedelta(days=90),
             provider_consent_id="bank-consent-0",
         )
-        consent = replace(consent, **changes)  # type: ignore[arg-type]
+        consent = replace(consent, **changes)
         claim = Claim(
             caller=consent.caller,
             request_id=request_id(),
@@ -250,9 +252,10 @@ class World:
         await self.store.change_consent(active, secrets=change, audit=[draft(AuditEvent.CONSENT_ACTIVATED)])
         return active
 
-    async def stored(self, thing: Consent | Payment) -> Consent | Payment:
+    async def stored(self, thing: Row) -> Row:
+        """The row as it stands now."""
         found = await (self.store.consent(thing.id) if isinstance(thing, Consent) else self.store.payment(thing.id))
-        assert found is not None
+        assert isinstance(found, type(thing))
         return found
 
     async def token(self, consent: Consent, kind: SecretKind = SecretKind.ACCESS_TOKEN) -> str:
@@ -283,22 +286,22 @@ def request_id() -> RequestId:
     return RequestId(str(uuid4()))
 
 
-def payment_request(consent: Consent, **changes: object) -> InitiatePayment:
+def payment_request(consent: Consent, **changes: Any) -> InitiatePayment:
     identifier = changes.pop("request_id", None) or request_id()
     request = InitiatePayment(
         consent=consent.id,
         owner=consent.owner,
-        request_id=identifier,  # type: ignore[arg-type]
+        request_id=identifier,
         amount=Money(currency_code="EUR", minor_units=1250),
         creditor_account=AccountReference(iban=CREDITOR),
         creditor_name="Example Shop",
         product=PaymentProduct.SEPA_CREDIT_TRANSFER,
         end_to_end_id=str(identifier).replace("-", "")[:30],
     )
-    return replace(request, **changes)  # type: ignore[arg-type]
+    return replace(request, **changes)
 
 
-def create_request(world: World, **changes: object) -> CreateConsent:
+def create_request(world: World, **changes: Any) -> CreateConsent:
     request = CreateConsent(
         owner=OWNER,
         provider=PROVIDER,
@@ -308,7 +311,7 @@ def create_request(world: World, **changes: object) -> CreateConsent:
         redirect_uri=REDIRECT_URI,
         request_id=request_id(),
     )
-    return replace(request, **changes)  # type: ignore[arg-type]
+    return replace(request, **changes)
 
 
 def redirect(state: str, code: str = "code-1", **changes: str) -> Redirect:

@@ -3,6 +3,7 @@
 import base64
 from dataclasses import replace
 from datetime import date
+from typing import Any
 
 import pytest
 
@@ -217,11 +218,11 @@ async def test_a_made_up_page_token_names_nothing_but_a_query_of_the_same_accoun
     ],
 )
 async def test_each_read_needs_its_purpose_in_policy_and_consent(
-    consent_changes: dict[str, object], policy: dict[str, object], reason: str
+    consent_changes: dict[str, Any], policy: dict[str, Any], reason: str
 ) -> None:
     """The three reads alike; the bank is not asked."""
     world = World()
-    consent = await world.consent(**consent_changes)  # type: ignore[arg-type]
+    consent = await world.consent(**consent_changes)
     accounts = world.core.accounts
     for call in (
         accounts.list_accounts(caller(**policy), read(consent)),

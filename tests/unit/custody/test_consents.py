@@ -4,6 +4,7 @@ import asyncio
 import json
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 from urllib.parse import parse_qs
 
 import pytest
@@ -48,7 +49,7 @@ DAY = 86_400
 STORE_AWAY = Unavailable("STORE_UNAVAILABLE", "away")
 
 
-async def created(world: World, **changes: object) -> tuple[Consent, str]:
+async def created(world: World, **changes: Any) -> tuple[Consent, str]:
     """A consent that awaits its owner, and the `state` that the redirect brings back."""
     consent = await world.core.consents.create(caller(), create_request(world, **changes))
     return consent, pushed_state(world)
@@ -59,7 +60,7 @@ def pushed_state(world: World) -> str:
     return parse_qs(pushed.body.decode())["state"][0]
 
 
-async def completed(world: World, **changes: object) -> Consent:
+async def completed(world: World, **changes: Any) -> Consent:
     consent, state = await created(world, **changes)
     code = world.bank.authorise()
     return await world.core.consents.complete(caller(), consent.id, OWNER, redirect(state, code), request_id())
@@ -104,7 +105,7 @@ async def test_create_at_the_same_moment_is_one_consent() -> None:
 
     assert len({one.id for one in answers}) == 1
     stored = await world.stored(answers[0])
-    assert {one.authorisation_uri for one in answers} == {stored.authorisation_uri}  # type: ignore[union-attr]
+    assert {one.authorisation_uri for one in answers} == {stored.authorisation_uri}
 
 
 @pytest.mark.parametrize(
@@ -117,14 +118,14 @@ async def test_create_at_the_same_moment_is_one_consent() -> None:
     ],
     ids=lambda changes: next(iter(changes)),
 )
-async def test_create_with_a_used_request_id_and_another_content_is_refused(changes: dict[str, object]) -> None:
+async def test_create_with_a_used_request_id_and_another_content_is_refused(changes: dict[str, Any]) -> None:
     """Each part alone."""
     world = World()
     request = create_request(world)
     await world.core.consents.create(caller(), request)
 
     with pytest.raises(Conflict):
-        await world.core.consents.create(caller(), replace(request, **changes))  # type: ignore[arg-type]
+        await world.core.consents.create(caller(), replace(request, **changes))
 
 
 async def test_a_request_id_serves_one_method() -> None:
@@ -152,7 +153,7 @@ async def test_a_request_id_serves_one_method() -> None:
     ],
 )
 async def test_what_may_not_be_asked_for_is_refused_before_anything_is_written(
-    policy: dict[str, object], changes: dict[str, object], reason: str
+    policy: dict[str, Any], changes: dict[str, Any], reason: str
 ) -> None:
     """Policy, provider, owner, registered redirect URI (character for character), accounts."""
     world = World()
@@ -273,7 +274,7 @@ async def test_an_hsm_that_is_away_after_the_exchange_does_not_unmake_it() -> No
     consent, state = await created(world, accounts=())
     record = world.store.record
 
-    world.store.record = _failing  # type: ignore[method-assign, assignment]
+    world.store.record = _failing  # type: ignore[assignment, method-assign]
     done = await world.core.consents.complete(
         caller(), consent.id, OWNER, redirect(state, world.bank.authorise()), request_id()
     )
@@ -640,7 +641,7 @@ async def test_bi_d22_a_provider_that_cannot_be_told_is_told_later(kind: str, tr
 
     assert (revoked.state, bool(revoked.wrapped_data_key)) == (C.REVOKED, True)
     assert refused.value.reason == "CONSENT_REVOKED"
-    assert ended.wrapped_data_key == b""  # type: ignore[union-attr]
+    assert ended.wrapped_data_key == b""
     assert world.bank.count("end") == 2
 
 
@@ -658,8 +659,8 @@ async def test_a_provider_that_stays_away_for_a_day_is_told_no_more() -> None:
     await world.core.consents.finish_ended()
     after = await world.stored(consent)
 
-    assert before.wrapped_data_key  # type: ignore[union-attr]
-    assert not after.wrapped_data_key  # type: ignore[union-attr]
+    assert before.wrapped_data_key
+    assert not after.wrapped_data_key
 
 
 async def test_a_provider_that_is_away_keeps_no_other_consent_waiting() -> None:
@@ -676,7 +677,7 @@ async def test_a_provider_that_is_away_keeps_no_other_consent_waiting() -> None:
     world.bank.script["end"] = [NotSent(code="CONNECT_FAILED")] * 3
 
     assert await world.core.consents.finish_ended(limit=2) == 4
-    assert not (await world.stored(last)).wrapped_data_key  # type: ignore[union-attr]
+    assert not (await world.stored(last)).wrapped_data_key
 
 
 async def test_an_expired_access_token_is_renewed_to_tell_the_provider() -> None:
@@ -735,16 +736,16 @@ async def test_revoking_wins_against_other_changes() -> None:
     world = World()
     consent = await world.consent()
     change = world.store.change_consent
-    raced = []
+    raced: list[bool] = []
 
     async def racing(wanted: Consent, **kwargs: object) -> object:
         if wanted.state is C.REVOKED and not raced:
             raced.append(True)
             current = await world.stored(consent)
-            await change(current.with_changes(), audit=[draft(AuditEvent.TOKEN_USE)])  # type: ignore[union-attr, arg-type]
+            await change(current.with_changes(), audit=[draft(AuditEvent.TOKEN_USE)])
         return await change(wanted, **kwargs)  # type: ignore[arg-type]
 
-    world.store.change_consent = racing  # type: ignore[method-assign, assignment]
+    world.store.change_consent = racing  # type: ignore[assignment, method-assign]
 
     assert (await world.core.consents.revoke(caller(), consent.id, OWNER, request_id())).state is C.REVOKED
     assert raced
@@ -777,7 +778,7 @@ async def test_expiry_ends_tells_and_destroys() -> None:
     assert await world.core.consents.expire_due() == 1
 
     ended = await world.stored(consent)
-    assert (ended.state, ended.wrapped_data_key) == (C.EXPIRED, b"")  # type: ignore[union-attr]
+    assert (ended.state, ended.wrapped_data_key) == (C.EXPIRED, b"")
     assert world.bank.count("end") == 1
     assert await world.core.consents.expire_due() == 0
 
@@ -804,7 +805,7 @@ def info_of(identifier: str, provider: str = f"providers/{PROVIDER}") -> bytes:
     return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
 
 
-async def import_request(world: World, **changes: object) -> ImportTokens:
+async def import_request(world: World, **changes: Any) -> ImportTokens:
     access, refresh = world.bank.mint()
     key = await world.core.egress.import_key()
     identifier = request_id()
@@ -824,7 +825,7 @@ async def import_request(world: World, **changes: object) -> ImportTokens:
         info=info_of(identifier),
         request_id=identifier,
     )
-    return replace(request, **changes)  # type: ignore[arg-type]
+    return replace(request, **changes)
 
 
 async def test_import_makes_an_active_consent_that_pays() -> None:
@@ -863,7 +864,7 @@ async def test_import_sealed_again_is_another_request() -> None:
         ({"info": info_of("x", "providers/other")}, "IMPORT_REFUSED"),
     ],
 )
-async def test_an_import_that_does_not_open_is_refused_for_good(changes: dict[str, object], reason: str) -> None:
+async def test_an_import_that_does_not_open_is_refused_for_good(changes: dict[str, Any], reason: str) -> None:
     """The contract's reason, nothing kept but the tombstone; a repeat is refused the same way without opening anything."""
     world = World()
     request = await import_request(world, **changes)
@@ -888,7 +889,7 @@ async def test_an_import_that_does_not_open_is_refused_for_good(changes: dict[st
         ({"purposes": frozenset()}, "POLICY_REFUSED"),
     ],
 )
-async def test_only_whom_the_policy_lets_may_import(policy: dict[str, object], reason: str) -> None:
+async def test_only_whom_the_policy_lets_may_import(policy: dict[str, Any], reason: str) -> None:
     """Importing is a permission of its own."""
     world = World()
     request = await import_request(world)

@@ -13,7 +13,7 @@ from sidecar.domain.audit import AuditEvent
 from sidecar.domain.consent import AccountReference, ConsentState, Purpose
 from sidecar.domain.ids import PaymentId, ProviderId, WorkloadId
 from sidecar.domain.money import Money
-from sidecar.domain.payment import DispatchPermit, PaymentState
+from sidecar.domain.payment import DispatchPermit, Payment, PaymentState
 from sidecar.domain.provider import Answer, NotSent, Unknown
 from sidecar.errors import (
     Conflict,
@@ -88,14 +88,14 @@ async def test_rule_1_two_calls_at_once_are_one_payment() -> None:
     ],
     ids=lambda changes: next(iter(changes)),
 )
-async def test_bi_c5_same_request_id_with_another_content_is_refused(changes: dict[str, object]) -> None:
+async def test_bi_c5_same_request_id_with_another_content_is_refused(changes: dict[str, Any]) -> None:
     """C5: each part of the instruction alone makes it another payment, which the used request id does not get."""
     world = World()
     request = payment_request(await world.consent())
     await world.core.payments.initiate(caller(), request)
 
     with pytest.raises(Conflict) as refused:
-        await world.core.payments.initiate(caller(), replace(request, **changes))  # type: ignore[arg-type]
+        await world.core.payments.initiate(caller(), replace(request, **changes))
 
     assert refused.value.reason == "REQUEST_ID_REUSED"
     assert total(world) == 1
@@ -167,8 +167,8 @@ async def test_rule_2_a_consent_that_ends_while_preparing_pays_nothing() -> None
 
     async def revoke() -> None:
         current = await world.stored(consent)
-        revoked = current.to(ConsentState.REVOKED)  # type: ignore[union-attr, arg-type, call-arg]
-        await world.store.change_consent(revoked, audit=[draft(AuditEvent.CONSENT_REVOKED)])  # type: ignore[arg-type]
+        revoked = current.to(ConsentState.REVOKED)
+        await world.store.change_consent(revoked, audit=[draft(AuditEvent.CONSENT_REVOKED)])
 
     world.core.egress.gates["prepare"] = revoke
 
@@ -236,7 +236,7 @@ async def test_rule_4_a_process_that_was_paused_after_the_record_sends_nothing()
         world.clock.advance(86_400)
         return permit
 
-    world.store.record_dispatch = paused  # type: ignore[method-assign, assignment]
+    world.store.record_dispatch = paused  # type: ignore[assignment, method-assign]
     with pytest.raises(Unavailable):
         await world.core.payments.initiate(caller(), payment_request(await world.consent()))
 
@@ -253,7 +253,7 @@ async def test_rule_4_what_the_record_took_is_taken_from_the_sends_time() -> Non
         world.clock.advance(4)
         return await record(*args, **kwargs)  # type: ignore[arg-type]
 
-    world.store.record_dispatch = slow  # type: ignore[method-assign, assignment]
+    world.store.record_dispatch = slow  # type: ignore[assignment, method-assign]
     await world.core.payments.initiate(caller(), payment_request(await world.consent()))
 
     assert world.core.egress.deadlines == [pytest.approx(6.0)]
@@ -411,7 +411,7 @@ async def test_rule_10_a_repeat_while_it_runs_is_told_in_progress() -> None:
     assert total(world) == 2
 
 
-async def _again(world: World, request: InitiatePayment, told: list[object]) -> None:
+async def _again(world: World, request: InitiatePayment, told: list[Payment]) -> None:
     told.append(await world.core.payments.initiate(caller(), request))
 
 
@@ -456,7 +456,7 @@ async def test_a_store_that_fails_at_one_command_never_doubles_or_loses_a_paymen
             raise STORE_AWAY
         return await run(command, **kwargs)  # type: ignore[arg-type]
 
-    world.store._run = failing  # type: ignore[method-assign, assignment]
+    world.store._run = failing  # type: ignore[assignment, method-assign]
     try:
         await world.core.payments.initiate(caller(), request)
     except Unavailable:
@@ -584,9 +584,7 @@ def amount(minor: int, currency: str = "EUR") -> Money:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-async def test_what_cannot_be_paid_is_refused_before_anything_is_written(
-    changes: dict[str, object], field: str
-) -> None:
+async def test_what_cannot_be_paid_is_refused_before_anything_is_written(changes: dict[str, Any], field: str) -> None:
     """C11, C15, C17-C20: the refusal names the field; no claim, no payment, no entry."""
     world = World()
     consent = await world.consent()
@@ -620,12 +618,12 @@ async def test_what_cannot_be_paid_is_refused_before_anything_is_written(
     ],
 )
 async def test_who_may_not_pay_is_refused_before_anything_is_written(
-    consent_changes: dict[str, object], policy: dict[str, object], changes: dict[str, object], reason: str
+    consent_changes: dict[str, Any], policy: dict[str, Any], changes: dict[str, Any], reason: str
 ) -> None:
     """C13, C22, C26, C27, C33: limits, policy, purposes, accounts, owners and callers; at the limit itself it may pay."""
     world = World()
-    consent = await world.consent(**consent_changes)  # type: ignore[arg-type]
-    request = replace(payment_request(consent), **changes)  # type: ignore[arg-type]
+    consent = await world.consent(**consent_changes)
+    request = replace(payment_request(consent), **changes)
     if "creditor" in str(changes) or changes.get("debtor_account") == AccountReference(iban=CREDITOR):
         request = replace(request, creditor_account=AccountReference(iban="DE75512108001245126199"))
 

@@ -34,9 +34,9 @@ async def settle(world: World, payment: Payment, *, seconds: float, step: float 
         world.clock.advance(step)
         await world.core.reconciler.run_due()
         current = await world.stored(payment)
-        if current.is_terminal or current.state is S.NEEDS_ATTENTION:  # type: ignore[union-attr]
+        if current.is_terminal or current.state is S.NEEDS_ATTENTION:
             break
-    return await world.stored(payment)  # type: ignore[return-value]
+    return await world.stored(payment)
 
 
 async def end(world: World, consent_id: str) -> None:
@@ -404,7 +404,7 @@ async def test_a_provider_that_left_the_configuration_stops_nothing() -> None:
     followed = await initiated(world)
     for payment in (unknown, accepted):
         current = await world.stored(payment)
-        world.store._state.payments[payment.id] = replace(current, provider="gone")  # type: ignore[type-var, arg-type]
+        world.store._state.payments[payment.id] = replace(current, provider="gone")  # type: ignore[arg-type]
     world.bank.payments["bank-payment-2"].status = "ACSC"
 
     await settle(world, followed, seconds=10)

@@ -3,6 +3,7 @@
 import base64
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.serialization import load_der_public_key
@@ -24,7 +25,7 @@ def document(consent: Consent, kind: PayloadKind = K.JSON_DOCUMENT, payload: byt
     return SignDocument(consent=consent.id, owner=OWNER, request_id=request_id(), kind=kind, payload=payload)
 
 
-async def verified(world: World, detached: str, payload: bytes) -> dict[str, object]:
+async def verified(world: World, detached: str, payload: bytes) -> dict[str, Any]:
     """The protected header of a detached JWS, verified by joserfc."""
     key = await world.hsm.public_key(KeyPurpose.DOCUMENT_SIGNING)
     public = ECKey.import_key(load_der_public_key(key.spki_der))  # type: ignore[arg-type]
@@ -152,12 +153,10 @@ async def test_a_payload_that_is_not_of_its_kind_is_not_signed(kind: PayloadKind
         ({"owner": "owner-2"}, {}, "CONSENT_NOT_FOUND"),
     ],
 )
-async def test_who_may_not_sign_does_not(
-    consent_changes: dict[str, object], policy: dict[str, object], reason: str
-) -> None:
+async def test_who_may_not_sign_does_not(consent_changes: dict[str, Any], policy: dict[str, Any], reason: str) -> None:
     """Policy, consent, provider, owner."""
     world = World()
-    consent = await world.consent(**consent_changes)  # type: ignore[arg-type]
+    consent = await world.consent(**consent_changes)
 
     with pytest.raises(CustodyError) as refused:
         await world.core.signing.sign(caller(**policy), document(consent))

@@ -191,7 +191,7 @@ class Simulation:
     async def run(self) -> None:
         self.start()
         consents = [await self.world.consent(life_seconds=10_000_000) for _ in range(4)]
-        requests = []
+        requests: list[InitiatePayment] = []
         while len(requests) < PAYMENTS_A_WORLD:
             for _ in range(self.chance.randrange(1, 8)):
                 request = payment_request(self.chance.choice(consents))

@@ -26,7 +26,7 @@ async def versions(world: World, consent: Consent, kind: SecretKind) -> list[int
 
 async def access(world: World, consent: Consent, **arguments: int) -> Access:
     current = await world.stored(consent)
-    return await world.core.tokens.access(current, **arguments)  # type: ignore[arg-type]
+    return await world.core.tokens.access(current, **arguments)
 
 
 async def test_a_token_in_the_first_half_of_its_life_is_used_as_it_is() -> None:
@@ -319,7 +319,7 @@ async def test_the_new_pair_survives_another_change_of_the_row() -> None:
 
     async def change() -> None:
         current = await world.stored(consent)
-        changed = current.with_changes(failure_reason="SEEN")  # type: ignore[union-attr]
+        changed = current.with_changes(failure_reason="SEEN")
         await world.store.change_consent(changed, audit=[draft(AuditEvent.TOKEN_USE)])
 
     world.core.egress.gates["request_tokens"] = change
@@ -327,7 +327,7 @@ async def test_the_new_pair_survives_another_change_of_the_row() -> None:
     current = await world.stored(consent)
 
     assert await versions(world, consent, SecretKind.REFRESH_TOKEN) == [2, 1]
-    assert (current.failure_reason, current.state) == ("SEEN", ConsentState.ACTIVE)  # type: ignore[union-attr]
+    assert (current.failure_reason, current.state) == ("SEEN", ConsentState.ACTIVE)
 
 
 async def test_a_consent_revoked_while_its_token_is_renewed_is_revoked() -> None:
@@ -338,8 +338,8 @@ async def test_a_consent_revoked_while_its_token_is_renewed_is_revoked() -> None
 
     async def revoke() -> None:
         current = await world.stored(consent)
-        revoked = current.to(ConsentState.REVOKED)  # type: ignore[union-attr, arg-type, call-arg]
-        await world.store.change_consent(revoked, audit=[draft(AuditEvent.CONSENT_REVOKED)])  # type: ignore[arg-type]
+        revoked = current.to(ConsentState.REVOKED)
+        await world.store.change_consent(revoked, audit=[draft(AuditEvent.CONSENT_REVOKED)])
 
     world.core.egress.gates["request_tokens"] = revoke
 

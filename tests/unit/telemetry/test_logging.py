@@ -3,13 +3,14 @@
 import io
 import json
 import traceback
+from typing import Any
 
 import pytest
 
 from sidecar.telemetry.logging import FIELDS, Level, Log
 
 
-def lines(stream: io.StringIO) -> list[dict[str, object]]:
+def lines(stream: io.StringIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 

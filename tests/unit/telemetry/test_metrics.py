@@ -58,7 +58,7 @@ def test_nothing_is_registered_globally() -> None:
 def test_every_state_has_a_series_also_when_it_becomes_empty(gauge: str, states: type) -> None:
     """An absent series would look like an absent sidecar, and an old number like a payment."""
     metrics = Metrics()
-    names = tuple(state.value for state in states)
+    names = tuple(state.value for state in states)  # type: ignore[attr-defined]
     metrics.set_states(getattr(metrics, gauge), "state", {names[0]: 3}, names)
     metrics.set_states(getattr(metrics, gauge), "state", {names[1]: 2}, names)
     text = generate_latest(metrics.registry).decode()
