@@ -186,7 +186,10 @@ def test_an_older_schema_is_refused_unless_it_is_migrated(tmp_path: Path) -> Non
 
 
 TAMPERED: dict[str, tuple[tuple[str, ...], str]] = {
-    "a unique index is gone": (("DROP INDEX one_current_master_key",), "lacks the index one_current_master_key"),
+    "a unique index is gone": (
+        ("DROP INDEX one_current_master_key",),
+        "lacks the index one_current_master_key; .*a repeat may pay again",
+    ),
     "an index is of another kind": (
         ("DROP INDEX one_current_master_key", "CREATE INDEX one_current_master_key ON master_keys (current)"),
         "not as our migrations made it",
