@@ -215,7 +215,9 @@ class Claim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecretsChange:
-    """Secrets written and deleted in the same transaction as the row; what is not named stays."""
+    """Secrets written in the same transaction as the row. Deletions come first: those that `delete` names by kind and row version,
+    or all of the consent's with `delete_all`. Then `put` is inserted; versions that are not deleted stay beside it, and putting
+    one that is still there is refused."""
 
     put: tuple[SealedSecret, ...] = ()
     delete: tuple[tuple[SecretKind, int], ...] = ()
@@ -291,7 +293,7 @@ class Store(Protocol):
     written), Unavailable(STORE_UNAVAILABLE) where the database does not answer, Unavailable(AUDIT_UNAVAILABLE) where the
     entry cannot be written or, for commands that need it, a checkpoint over it cannot be signed. In each case nothing was
     written, or the same command with the same values may be repeated.
-    Reads return committed data.
+    Reads return committed data. A row that cannot be read raises Corrupt(ENVELOPE_CORRUPT).
     """
 
     # -- consents
@@ -355,7 +357,9 @@ class Store(Protocol):
     async def payments(self, where: PaymentFilter, *, after: str, limit: int) -> Sequence[Payment]: ...
 
     async def due_payments(self, now: datetime, *, limit: int) -> Sequence[Payment]:
-        """Payments that are not final and whose next_attempt_time has come: those of unknown outcome first, then oldest first."""
+        """Payments that are not final and whose next_attempt_time has come: those of unknown outcome (DISPATCHED, RECONCILING)
+        before all others, the longest waiting first within both. A row that cannot be read is passed over while any other is
+        due; raises Corrupt(ENVELOPE_CORRUPT) where nothing that is due can be read."""
 
     # -- requests, keys, log
 

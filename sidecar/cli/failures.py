@@ -57,6 +57,6 @@ _ADVICE = {
     "NOT_FOUND": "check the name; custodyctl has list commands for consents, payments and keys",
     "UNAVAILABLE": "try again in a moment; custodyctl status tells what is missing",
     "DEADLINE_EXCEEDED": "it may have been done all the same; look, then run the same command again, or give a longer --timeout",
-    "DATA_LOSS": "stored data was changed or lost; keep everything as it is and restore from a backup",
+    "DATA_LOSS": "stored data was changed or lost; keep everything as it is; a backup lacks the newest claims (docs/store.md)",
     "INTERNAL": "this is a defect; the sidecar's log has the request id",
 }
