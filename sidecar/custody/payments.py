@@ -52,7 +52,6 @@ from sidecar.domain.text import check_iban, check_sepa_text
 from sidecar.errors import (
     CustodyError,
     FieldViolation,
-    Internal,
     InvalidField,
     NotFound,
     PreconditionFailed,
@@ -220,7 +219,7 @@ class Payments:
         )
         expected_epoch = dispatched.epoch - (1 if dispatched.state is PaymentState.RECONCILING else 0)
         try:
-            await self._check_still_allowed(dispatched)
+            self._check_still_allowed(dispatched)
             permit = await self._store.record_dispatch(dispatched, expected_epoch=expected_epoch, audit=draft)
         except BaseException as error:
             await self._discard(prepared)
@@ -238,12 +237,9 @@ class Payments:
         except CustodyError:
             return Unknown(code="EGRESS_FAILED")  # the dispatch is on record: whatever went wrong, bytes may be out
 
-    async def _check_still_allowed(self, dispatched: Payment) -> None:
-        """Preparing takes time: the consent may have ended meanwhile, and the window of a repeat may have closed."""
-        consent = await self._store.consent(dispatched.consent)
-        if consent is None:
-            raise Internal
-        consent.check_usable(Purpose.PAYMENTS, self._clock.now())
+    def _check_still_allowed(self, dispatched: Payment) -> None:
+        """Preparing takes time, and the window of a repeat may have closed meanwhile. That the consent has not ended is the
+        store's to say, in the transaction of the record."""
         if dispatched.state is PaymentState.RECONCILING and not self.window_is_open(dispatched):
             raise PreconditionFailed("OUTCOME_UNKNOWN", "the provider's window for repeats has closed")
 

@@ -271,7 +271,7 @@ def test_flags_override_the_environment_and_that_the_file(tmp_path: Path) -> Non
         environment={
             "CUSTODY_STORE_PATH": "/env.db",
             "CUSTODY_SHUTDOWN_SECONDS": "7",
-            "CUSTODY_HSM_TOKEN_SERIAL": "0123456789012345",
+            "CUSTODY_HSM_TOKEN_SERIAL": "0123456789",
             "CUSTODY_LOG_LEVEL": "debug",
             "CUSTODY_ADDRESS": "unix:/x",  # the client's
         },
@@ -280,7 +280,7 @@ def test_flags_override_the_environment_and_that_the_file(tmp_path: Path) -> Non
 
     assert configuration.store.path == "/flag.db"
     assert configuration.shutdown_seconds == 7
-    assert configuration.hsm.token_serial == "0123456789012345"
+    assert configuration.hsm.token_serial == "0123456789"
     assert configuration.log.level == "debug"
     assert (configuration.limits.calls_per_second, configuration.limits.message_bytes) == (2.5, 2048)
 

@@ -357,6 +357,22 @@ async def test_a_status_that_cannot_be_read_changes_nothing_and_is_asked_again(t
     assert found.state is S.SETTLED
 
 
+async def test_a_bank_that_allows_no_more_reads_is_left_alone_for_as_long_as_it_takes() -> None:
+    """G16: after ACCESS_EXCEEDED nothing is asked for an hour."""
+    world = World(initial_status="ACSP")
+    payment = await initiated(world)
+    world.bank.script["status"] = [error(429, "ACCESS_EXCEEDED")]
+    await settle(world, payment, seconds=2)
+    asked = world.bank.count("status")
+
+    await settle(world, payment, seconds=3500, step=30)
+    in_the_pause = world.bank.count("status")
+    await settle(world, payment, seconds=300, step=30)
+
+    assert (asked, in_the_pause) == (1, 1)
+    assert world.bank.count("status") > 1
+
+
 async def test_an_expired_token_is_renewed_and_the_status_read_later() -> None:
     """The bank says TOKEN_EXPIRED: the token is renewed, and the next poll reads the status."""
     world = World(initial_status="ACSP")
