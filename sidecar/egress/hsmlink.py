@@ -3,11 +3,14 @@
 Rules:
 - A data key goes from the socket into a locked buffer and from there into the asker's locked buffer; it is never a `bytes`.
 - The link may be replaced at any time (hsm was restarted): who waits on the old one is told Unavailable at once.
-- A frame that is not one of ours ends the link; the supervisor sees to the rest.
+- An asker that gives up does not end the link: frames are written by the link itself, one whole frame after the other.
+- A frame that is not one of ours ends the link; the supervisor sees that it is gone (`EgressStatus.hsm_connected`) and gives
+  both sides a new one.
 """
 
 import asyncio
 import socket
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
@@ -56,17 +59,14 @@ class _Asked:
 
 class HsmLink:
     def __init__(self) -> None:
-        self._peer: socket.socket | None = None
-        self._reading: asyncio.Task[None] | None = None
+        self._wire: _Wire | None = None
         self._wired = asyncio.Event()
         self._asked: dict[int, _Asked] = {}
         self._next_id = 1
-        self._decoder = decoder_for(HsmToEgressFrame)
-        self._sending = asyncio.Lock()
 
     @property
     def connected(self) -> bool:
-        return self._peer is not None
+        return self._wire is not None
 
     async def open_data_key(
         self, *, wrapped: bytes, context: SecretContext, into: memoryview, deadline: Deadline
@@ -80,29 +80,28 @@ class HsmLink:
     def wire(self, peer: socket.socket) -> None:
         """Uses `peer` from now on; what waits on the one before fails."""
         self._unwire()
-        peer.settimeout(0)
-        self._peer = peer
-        self._reading = asyncio.get_running_loop().create_task(self._read(peer))
+        self._wire = _Wire(peer, take=self._take, is_wanted=self._asked.__contains__, lost=self._lost)
         self._wired.set()
 
     async def close(self) -> None:
-        reading = self._reading
+        wire = self._wire
         self._unwire()
-        if reading is not None:
-            await asyncio.gather(reading, return_exceptions=True)
+        if wire is not None:
+            await wire.ended()
 
     async def _ask(self, question: EgressToHsm, into: memoryview, deadline: Deadline) -> KeyMaterial:
         deadline = deadline.earlier(_ANSWER_SECONDS)
         number, self._next_id = self._next_id, self._next_id + 1
         try:
             async with deadline.timeout():
-                peer = await self._wired_peer()
+                wire = await self._current_wire()
+                frame = EgressToHsmFrame(id=number, deadline_boot_time_ns=deadline.boot_time_ns, body=question)
+                octets = encode_frame(frame)
                 asked = _Asked(into=into, answered=asyncio.get_running_loop().create_future())
                 self._asked[number] = asked
-                frame = EgressToHsmFrame(id=number, deadline_boot_time_ns=deadline.boot_time_ns, body=question)
-                await self._send(peer, encode_frame(frame))
+                wire.write(number, octets)
                 return await asked.answered
-        except (TimeoutError, OSError, BadFrame):
+        except (TimeoutError, BadFrame):
             wipe(into)
             raise _unavailable() from None
         except BaseException:
@@ -111,60 +110,25 @@ class HsmLink:
         finally:
             self._asked.pop(number, None)
 
-    async def _wired_peer(self) -> socket.socket:
+    async def _current_wire(self) -> "_Wire":
         async with asyncio.timeout(_WIRING_SECONDS):
             await self._wired.wait()
-        if self._peer is None:
+        if self._wire is None:
             raise _unavailable()
-        return self._peer
+        return self._wire
 
-    async def _send(self, peer: socket.socket, frame: bytearray) -> None:
-        async with self._sending:
-            try:
-                await asyncio.get_running_loop().sock_sendall(peer, frame)
-            except BaseException:
-                # Half a frame may be out: nothing that follows it could be understood.
-                if peer is self._peer:
-                    self._unwire()
-                raise
+    def _lost(self, wire: "_Wire") -> None:
+        if wire is self._wire:
+            self._unwire()
 
     def _unwire(self) -> None:
-        peer, self._peer = self._peer, None
+        wire, self._wire = self._wire, None
         self._wired.clear()
-        if self._reading is not None:
-            self._reading.cancel()
-            self._reading = None
         for asked in self._asked.values():
             if not asked.answered.done():
                 asked.answered.set_exception(_unavailable())
-        if peer is not None:
-            peer.close()
-
-    async def _read(self, peer: socket.socket) -> None:
-        try:
-            with SecretBuffer(_MAX_ANSWER_BYTES) as buffer:
-                while await self._read_frame(peer, buffer.view):
-                    pass
-        except (OSError, BadFrame, msgspec.MsgspecError, UnicodeDecodeError):
-            pass  # whatever it was, the link is of no use, and the supervisor watches hsm itself
-        if peer is self._peer:
-            self._reading = None
-            self._unwire()
-
-    async def _read_frame(self, peer: socket.socket, buffer: memoryview) -> bool:
-        receive = asyncio.get_running_loop().sock_recv_into
-        try:
-            if not await _fill(receive, peer, buffer[: HEADER.size]):
-                return False
-            length = frame_length(buffer[: HEADER.size])
-            if length > len(buffer):
-                raise BadFrame("hsm answers with a frame that is too long")
-            if not await _fill(receive, peer, buffer[:length]):
-                return False
-            self._take(self._decoder.decode(buffer[:length]))
-            return True
-        finally:
-            wipe(buffer)
+        if wire is not None:
+            wire.end()
 
     def _take(self, frame: HsmToEgressFrame) -> None:
         asked = self._asked.get(frame.id)
@@ -174,6 +138,86 @@ class HsmLink:
             asked.answered.set_result(_taken(frame, asked.into))
         except CustodyError as error:
             asked.answered.set_exception(error)
+
+
+class _Wire:
+    """One socket to hsm, from its wiring to its end. `lost` is called once when it is of no use any more."""
+
+    def __init__(
+        self,
+        peer: socket.socket,
+        *,
+        take: Callable[[HsmToEgressFrame], None],
+        is_wanted: Callable[[int], bool],
+        lost: Callable[["_Wire"], None],
+    ) -> None:
+        peer.settimeout(0)
+        self._peer = peer
+        self._take = take
+        self._is_wanted = is_wanted
+        self._lost = lost
+        self._decoder = decoder_for(HsmToEgressFrame)
+        self._outgoing: deque[tuple[int, bytearray]] = deque()
+        self._more = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        self._tasks = (loop.create_task(self._read()), loop.create_task(self._write()))
+        for task in self._tasks:
+            task.add_done_callback(self._one_ended)
+
+    def write(self, number: int, frame: bytearray) -> None:
+        """Behind what waits already; as many wait as there are askers, and the gateway's socket bounds those."""
+        self._outgoing.append((number, frame))
+        self._more.set()
+
+    def end(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    async def ended(self) -> None:
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _one_ended(self, _: "asyncio.Task[None]") -> None:
+        self.end()
+        self._lost(self)
+        if all(task.done() for task in self._tasks):
+            # Not before: the loop still watches the descriptor for who is left.
+            self._peer.close()
+
+    async def _write(self) -> None:
+        while True:
+            await self._more.wait()
+            self._more.clear()
+            while self._outgoing:
+                number, frame = self._outgoing.popleft()
+                if not self._is_wanted(number):
+                    continue
+                try:
+                    await asyncio.get_running_loop().sock_sendall(self._peer, frame)
+                except OSError:
+                    return
+
+    async def _read(self) -> None:
+        try:
+            with SecretBuffer(_MAX_ANSWER_BYTES) as buffer:
+                while await self._read_frame(buffer.view):
+                    pass
+        except (OSError, BadFrame, msgspec.MsgspecError, UnicodeDecodeError):
+            return  # whatever it was, the link is of no use
+
+    async def _read_frame(self, buffer: memoryview) -> bool:
+        receive = asyncio.get_running_loop().sock_recv_into
+        try:
+            if not await _fill(receive, self._peer, buffer[: HEADER.size]):
+                return False
+            length = frame_length(buffer[: HEADER.size])
+            if length > len(buffer):
+                raise BadFrame("hsm answers with a frame that is too long")
+            if not await _fill(receive, self._peer, buffer[:length]):
+                return False
+            self._take(self._decoder.decode(buffer[:length]))
+            return True
+        finally:
+            wipe(buffer)
 
 
 def _taken(frame: HsmToEgressFrame, into: memoryview) -> KeyMaterial:

@@ -51,7 +51,7 @@ __all__ = ["MAX_IN_FLIGHT", "GatewayServer"]
 MAX_IN_FLIGHT: Final = 1024
 _REPORTING_SECONDS: Final = 0.05
 # A Send waits only under a handle that Prepare gave out; the others never wait.
-_ALWAYS_TAKEN: Final = (Send, Discard, Forget, Ping)
+_ALWAYS_TAKEN: Final = (Send, Discard, Forget, Ping, GetEgressStatus)
 
 
 class GatewayServer(asyncio.Protocol):

@@ -8,7 +8,8 @@ Rules:
   weak key) is not started again: `failure` resolves with its one clear message, and the sidecar stops. What it said counts,
   however it ended: a vendor's module may hang on the way out until it is killed.
 - A PIN is tried once: a process that ends while its PIN is tried, and does not say what the token said, is not started again.
-- hsm and egress get their socket to each other through their wiring sockets, anew whenever one of them is new.
+- hsm and egress get their socket to each other through their wiring sockets, anew whenever one of them is new, and when
+  egress says that it lost it: neither has to end for that.
 - No child outlives the gateway: its sockets close, and the kernel kills it when its parent dies.
 """
 
@@ -22,6 +23,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Final, Protocol
 
@@ -29,15 +31,17 @@ import msgspec
 
 import sidecar
 from sidecar.errors import Corrupt, CustodyError
-from sidecar.gateway.links import SILENCE_SECONDS, Connection, EgressLink, HsmLink
+from sidecar.gateway.links import SILENCE_SECONDS, AnswerLost, Connection, EgressLink, HsmLink
 from sidecar.hardening import WIPING_ENVIRONMENT
 from sidecar.ipc.messages import (
     ChildExit,
     EgressSettings,
+    EgressStatus,
     EgressToGatewayFrame,
     Envelope,
     GatewayToEgressFrame,
     GatewayToHsmFrame,
+    GetEgressStatus,
     HsmSettings,
     HsmToGatewayFrame,
     Ping,
@@ -91,6 +95,7 @@ class SupervisorTimes:
     ping_every_seconds: float = 0.5
     silence_seconds: float = SILENCE_SECONDS
     stop_seconds: float = 2.0
+    acquaintance_every_seconds: float = 1.0
     restart_delays_seconds: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
     steady_seconds: float = 30.0
 
@@ -178,7 +183,11 @@ class Supervisor:
         except BaseException:
             await self.stop()
             raise
-        self._keepers = [asyncio.create_task(self._keep(name), name=f"keeper of {name}") for name in self._plans]
+        keepings: list[tuple[str, Callable[[], Awaitable[None]]]] = [
+            *((name, partial(self._keep, name)) for name in self._plans),
+            (EGRESS, self._keep_acquainted),
+        ]
+        self._keepers = [asyncio.create_task(self._unless_refused(name, keeping)) for name, keeping in keepings]
 
     async def stop(self) -> None:
         """Closes the children's sockets, waits for them to end, and kills what does not."""
@@ -194,10 +203,13 @@ class Supervisor:
     # -- one child, kept running
 
     async def _keep(self, name: str) -> None:
+        while True:
+            await self._watch(self._children[name])
+            await self._replace(name)
+
+    async def _unless_refused(self, name: str, keeping: Callable[[], Awaitable[None]]) -> None:
         try:
-            while True:
-                await self._watch(self._children[name])
-                await self._replace(name)
+            await keeping()
         except ChildRefused as refused:
             self._give_up(refused)
         except Exception as error:  # noqa: BLE001 (a keeper that dies unseen would leave the sidecar without its child)
@@ -229,6 +241,41 @@ class Supervisor:
         ends = (child.ended, child.connection.closed)
         await asyncio.wait(ends, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         return time.monotonic() - started > seconds + _STALL_SECONDS
+
+    # -- the children's socket to each other
+
+    async def _keep_acquainted(self) -> None:
+        """Introduces the children anew when egress is found without its hsm twice in a row; once may be a wiring under way."""
+        strangers: tuple[int, ...] = ()
+        while True:
+            await asyncio.sleep(self._times.acquaintance_every_seconds)
+            found = await self._strangers()
+            if found and found == strangers:
+                self._say(
+                    "warning",
+                    "reintroduced",
+                    "egress lost its socket to hsm; both get a new one",
+                    self._children[EGRESS],
+                )
+                self._introduce()
+                found = ()
+            strangers = found
+
+    async def _strangers(self) -> tuple[int, ...]:
+        """The process ids of both, if both run and egress says that it has no hsm."""
+        if set(self._children) != {HSM, EGRESS}:
+            return ()
+        egress, seconds = self._children[EGRESS], self._times.silence_seconds
+        try:
+            answer = await egress.connection.ask(
+                GetEgressStatus(), answer_before_seconds=seconds, child_deadline_seconds=seconds
+            )
+        except AnswerLost:
+            return ()  # the watchdog's business
+        alone = isinstance(answer, EgressStatus) and not answer.hsm_connected
+        return tuple(self.pids.values()) if alone and len(self._children) == 2 else ()
+
+    # -- a child that ended or hangs
 
     async def _replace(self, name: str) -> None:
         """Raises ChildRefused when there is no point in another try."""

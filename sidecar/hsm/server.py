@@ -6,6 +6,7 @@ Rules:
 - A request whose deadline has passed is answered with a failure and never reaches the HSM.
 - A data key is opened straight into the frame that carries it, and the frame is wiped when the kernel has it.
 - Sockets never block, and what waits for a slow reader is bounded.
+- The sockets take turns, a few requests each: a full one keeps neither the other nor the pings waiting.
 - A fault of the HSM fails the request that met it and ends the process: a new one starts with a new login and keys found anew.
 - The process ends when the gateway closes its socket.
 """
@@ -60,8 +61,7 @@ __all__ = ["ConnectionEnded", "HsmServer", "SignsDigests"]
 
 _READ_BYTES: Final = 65_536
 _MAX_WAITING_BYTES: Final = 4 * 1024 * 1024
-# Answers are handed over at least this often while a batch of requests is worked off.
-_FRAMES_PER_WRITE: Final = 32
+_FRAMES_PER_TURN: Final = 8
 # msgpack: a binary of 32 bytes. `key` is the last field of its message and the message the last of its envelope.
 _KEY_FIELD: Final = b"\xa3key\xc4\x20" + bytes(KEY_BYTES)
 
@@ -107,29 +107,37 @@ class HsmServer:
         self._watch(self._gateway)
         try:
             while self._fault is None:
-                for key, events in self._selector.select():
-                    self._serve(key, events)
+                self._take_turns()
         except ConnectionEnded as ended:
             return ChildExit.BAD_PEER if ended.bad else ChildExit.STOPPED
         return ChildExit.SICK
 
-    def _serve(self, key: selectors.SelectorKey, events: int) -> None:
+    def _take_turns(self) -> None:
+        in_hand = [connection for connection in (self._gateway, self._egress) if connection and connection.has_request]
+        ready = self._selector.select(0 if in_hand else None)
+        events_of = {key.data: events for key, events in ready if key.fileobj is not self._wiring}
+        for connection in {**dict.fromkeys(in_hand, 0), **events_of}:
+            self._serve(connection, events_of.get(connection, 0))
+        if self._fault is None and any(key.fileobj is self._wiring for key, _ in ready):
+            self._take_egress()
+
+    def _serve(self, connection: "_Connection", events: int) -> None:
         if self._fault is not None:
             return
-        if key.fileobj is self._wiring:
-            self._take_egress()
-        elif key.data is self._gateway:
-            self._exchange(self._gateway, events)
-        elif key.data is self._egress and self._egress is not None:
+        if connection is self._gateway:
+            self._exchange(connection, events)
+        elif connection is self._egress:
             try:
-                self._exchange(self._egress, events)
+                self._exchange(connection, events)
             except ConnectionEnded as ended:
                 self._drop_egress(bad=ended.bad)
 
     def _exchange(self, connection: "_Connection", events: int) -> None:
         if events & selectors.EVENT_WRITE:
             connection.flush()
-        if events & selectors.EVENT_READ:
+        if connection.has_request:
+            connection.answer_a_few()
+        elif events & selectors.EVENT_READ:
             connection.read_and_answer()
         self._selector.modify(connection.socket, connection.interest, connection)
 
@@ -263,6 +271,7 @@ class _Connection:
         self._decoder = decoder_for(frame_type)
         self._answer = answer
         self._received = bytearray()
+        self._has_whole_frame = False
         self._waiting: deque[bytearray] = deque()
         self._sent_of_first = 0
         self._waiting_bytes = 0
@@ -271,6 +280,11 @@ class _Connection:
     def interest(self) -> int:
         """While answers wait for the peer, no further request of its is read."""
         return selectors.EVENT_WRITE if self._waiting else selectors.EVENT_READ
+
+    @property
+    def has_request(self) -> bool:
+        """Whether a whole request is here and may be answered, without anything new from the peer."""
+        return self._has_whole_frame and not self._waiting
 
     def read_and_answer(self) -> None:
         """Raises ConnectionEnded."""
@@ -283,7 +297,19 @@ class _Connection:
         if not octets:
             raise ConnectionEnded(bad=False)
         self._received += octets
-        self._answer_whole_frames()
+        self.answer_a_few()
+
+    def answer_a_few(self) -> None:
+        """At most `_FRAMES_PER_TURN`. Raises ConnectionEnded."""
+        start = 0
+        for _ in range(_FRAMES_PER_TURN):
+            body = self._next_body(start)
+            if body is None:
+                break
+            self._put(self._answer(self._decoded(body)))
+            start = body.stop
+        del self._received[:start]
+        self._has_whole_frame = self._next_body(0) is not None
         self.flush()
 
     def flush(self) -> None:
@@ -308,16 +334,6 @@ class _Connection:
             wipe(frame)
         self._waiting.clear()
         self.socket.close()
-
-    def _answer_whole_frames(self) -> None:
-        start, answered = 0, 0
-        while (body := self._next_body(start)) is not None:
-            self._put(self._answer(self._decoded(body)))
-            start = body.stop
-            answered += 1
-            if answered % _FRAMES_PER_WRITE == 0:
-                self.flush()
-        del self._received[:start]
 
     def _next_body(self, start: int) -> slice | None:
         """Where the next frame's document lies, or None while it is not here whole."""

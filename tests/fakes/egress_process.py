@@ -1,7 +1,8 @@
 """A stand-in for the egress process, with the same arguments and the same frames, and no network.
 
 `python -m tests.fakes.egress_process --settings-fd N --gateway-fd N --wiring-fd N`. What a request does is in its target:
-`/die` ends the process, `/hang` never answers, `/late` answers after a second, anything else answers 200 with the target as body.
+`/die` ends the process, `/hang` never answers, `/late` answers after a second, `/lose-hsm` closes the socket to hsm,
+anything else answers 200 with the target as body.
 NewSecrets asks the hsm process for a data key, which proves that the two are wired to each other.
 """
 
@@ -92,6 +93,9 @@ class StandIn:
                 self.prepared.pop(body.handle, None)
                 return Done()
             case Call():
+                if body.request.target == "/lose-hsm" and self.hsm is not None:
+                    self.hsm.close()
+                    self.hsm = None
                 return act(body.request)
             case Send():
                 return act(self.prepared.pop(body.handle))

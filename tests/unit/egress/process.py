@@ -64,11 +64,15 @@ class HsmStandIn:
     def new_end(self) -> socket.socket:
         """The end for egress."""
         ours, theirs = socket.socketpair()
-        self._ends.append(ours)
-        thread = threading.Thread(target=self._serve, args=(ours,), daemon=True)
+        self.serve(ours)
+        return theirs
+
+    def serve(self, end: socket.socket) -> None:
+        """Answers what comes in over `end`, and what is in it already."""
+        self._ends.append(end)
+        thread = threading.Thread(target=self._serve, args=(end,), daemon=True)
         self._threads.append(thread)
         thread.start()
-        return theirs
 
     def hang_up(self) -> None:
         for end in self._ends:

@@ -2,11 +2,14 @@
 
 import asyncio
 import contextlib
+import gc
+import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 
 import pytest
 
 from sidecar.domain.secrets import SecretContext
+from sidecar.egress import hsmlink
 from sidecar.egress.datakeys import DataKeys, data_key_context
 from sidecar.egress.deadline import Deadline
 from sidecar.egress.hsmlink import HsmLink
@@ -179,6 +182,67 @@ def test_a_silent_hsm_fails_its_askers_in_time() -> None:
             await lab.lease(wrapped, deadline_seconds=0.3)
 
         assert caught.value.reason == "HSM_UNAVAILABLE"
+
+    _run(test)
+
+
+def test_askers_that_give_up_leave_the_link_whole() -> None:
+    """More questions than the socket takes, all of them given up while hsm does not read: then it reads on, and all is well."""
+
+    async def test(lab: Lab) -> None:
+        errors: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context["message"]))
+        slow, peer = socket.socketpair()
+        lab.link.wire(peer)
+        wrapped, key = lab.software.create_data_key(CONTEXT)
+        places = [bytearray(32) for _ in range(900)]
+        results = await asyncio.gather(
+            *(
+                lab.link.open_data_key(
+                    wrapped=wrapped, context=CONTEXT, into=memoryview(place), deadline=Deadline.after(0.5)
+                )
+                for place in places
+            ),
+            return_exceptions=True,
+        )
+        gc.collect()
+
+        assert {type(result) for result in results} == {Unavailable}
+        assert lab.link.connected
+        assert errors == []
+        lab.hsm.serve(slow)
+        assert await lab.lease(wrapped) == key
+
+    _run(test)
+
+
+def test_askers_of_a_link_that_breaks_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """hsm closes while questions are stuck in the socket: each asker gets its error, and the loop has nothing to complain of."""
+    monkeypatch.setattr(hsmlink, "_ANSWER_SECONDS", 60.0)
+
+    async def test(lab: Lab) -> None:
+        errors: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context["message"]))
+        closing, peer = socket.socketpair()
+        lab.link.wire(peer)
+        asking = asyncio.gather(
+            *(
+                lab.link.open_data_key(
+                    wrapped=b"w" * 150, context=CONTEXT, into=memoryview(bytearray(32)), deadline=Deadline.after(60)
+                )
+                for _ in range(900)
+            ),
+            return_exceptions=True,
+        )
+        await asyncio.sleep(0.2)
+        closing.close()
+        results = await asyncio.wait_for(asking, 20)
+        del asking
+        gc.collect()
+
+        assert {type(result) for result in results} == {Unavailable}
+        assert not lab.link.connected
+        assert errors == []
 
     _run(test)
 

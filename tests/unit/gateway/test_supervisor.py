@@ -17,7 +17,7 @@ import psutil
 import pytest
 import uvloop
 
-from sidecar.domain.provider import KeyPurpose
+from sidecar.domain.provider import KeyPurpose, ProviderRequest
 from sidecar.domain.secrets import SecretContext
 from sidecar.errors import Corrupt, Unavailable
 from sidecar.gateway.links import HSM_DEADLINE_SECONDS, Connection, EgressLink, HsmLink
@@ -167,6 +167,38 @@ def test_a_killed_egress_is_replaced_and_wired_to_the_same_hsm(token: Provisione
             assert it.supervisor.pids["hsm"] == pids["hsm"]
             assert it.supervisor.pids["egress"] != pids["egress"]
             assert it.supervisor.restarts == {"hsm": 0, "egress": 1}
+
+    asyncio.run(check())
+
+
+def test_children_that_lost_their_socket_to_each_other_get_a_new_one(token: ProvisionedToken) -> None:
+    """Both live, and egress has no hsm any more: they are introduced anew, and neither has to end with what it works on."""
+
+    async def check() -> None:
+        async with house(token) as it:
+            await it.supervisor.start()
+            pids = it.supervisor.pids
+            request = ProviderRequest(method="GET", origin="https://bank.example:443", target="/lose-hsm", headers=())
+            await it.egress.call(request, deadline_seconds=10)
+            with pytest.raises(Unavailable):
+                await it.egress.new_secrets(CONTEXT)
+
+            await until(PATIENCE_SECONDS, lambda: it.egress.new_secrets(CONTEXT))
+            assert it.supervisor.pids == pids
+            assert it.events().count("reintroduced") == 1
+
+    asyncio.run(check())
+
+
+def test_children_that_know_each_other_keep_their_socket(token: ProvisionedToken) -> None:
+    """Looking after them is no reason to replace what works: who waits on a replaced socket would fail."""
+
+    async def check() -> None:
+        async with house(token, times=SupervisorTimes(acquaintance_every_seconds=0.05)) as it:
+            await it.supervisor.start()
+            await asyncio.sleep(1.0)
+
+            assert "reintroduced" not in it.events()
 
     asyncio.run(check())
 
