@@ -76,6 +76,10 @@ lock: setup ## Lock the dependencies again (UPGRADE=--upgrade takes the newest)
 image: ## Build the container image (TARGET=runtime or dev, BASE=, TAG=)
 	@tools/image.sh
 
+.PHONY: bench
+bench: setup ## Measure what custody costs (some four minutes)
+	@$(PY) -m benchmarks all
+
 .PHONY: clean
 clean: ## Remove everything that set-up, tests and runs have made, development keys included
 	rm -rf .venv .cache var build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
