@@ -7,6 +7,7 @@ gateway's socket is a stream socket; over the wiring socket (SOCK_SEQPACKET) com
 import argparse
 import asyncio
 import os
+import signal
 import socket
 import sys
 
@@ -31,6 +32,9 @@ _MAX_SETTINGS_BYTES = 1024 * 1024
 
 def main() -> ChildExit:
     arguments = _arguments()
+    # Ctrl-C and a service manager's stop go to the whole group; the gateway finishes its payments and then ends its children.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     try:
         posture = harden(parent_pid=os.getppid())
     except ParentGone:

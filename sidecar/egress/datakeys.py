@@ -3,6 +3,7 @@
 Rules:
 - A key lives in one locked slab and nowhere else; a place in it is wiped before it is given to anybody else.
 - A key leaves the cache at the latest `cache_seconds` after hsm opened it, at once when it is forgotten, and with the process.
+  A forgotten one does not come back for `cache_seconds`: whoever still needs it gets it for one use, beside the cache.
   Who works with it when it leaves keeps it until that work ends, and work is never begun that could outlast the key.
 - One question to hsm serves all who wait for the same key.
 """
@@ -27,6 +28,7 @@ __all__ = ["DATA_KEY_VERSION", "DataKeys", "Lease", "data_key_context"]
 DATA_KEY_VERSION: Final = 1
 """Data keys have no versions: a consent gets one, and it ends with the consent."""
 _PLACES_BESIDE_CACHE: Final = 1024  # keys in use by requests in flight, after they left the cache
+_MAX_FORGOTTEN: Final = 65_536
 _encoder = msgspec.msgpack.Encoder()
 
 
@@ -82,7 +84,7 @@ class DataKeys:
         self._free = list(range(places))
         self._cached: dict[bytes, _Entry] = {}  # by age: keys go in at the end
         self._opening: dict[bytes, asyncio.Task[_Entry]] = {}
-        self._forgotten_while_opening: set[bytes] = set()
+        self._forgotten: dict[bytes, Deadline] = {}  # by age, until when
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -94,6 +96,8 @@ class DataKeys:
 
         Raises Corrupt, or Unavailable when hsm does not answer.
         """
+        if self._is_forgotten(_digest(wrapped)):
+            return await self._lease_beside_cache(wrapped, context, deadline)
         name = _name(wrapped, context)
         entry = self._cached.get(name)
         needed = min(for_seconds, self._cache_seconds)
@@ -117,14 +121,38 @@ class DataKeys:
         entry.users = 1
         return Lease(self, entry), material.wrapped
 
+    async def _lease_beside_cache(self, wrapped: bytes, context: SecretContext, deadline: Deadline) -> Lease:
+        place, view = self._take_place()
+        try:
+            material = await self._hsm.open_data_key(wrapped=wrapped, context=context, into=view, deadline=deadline)
+        except BaseException:
+            self._give_place_back(place, view)
+            raise
+        entry = self._entry(place, view, material.key_id, wrapped)
+        entry.cached = False
+        entry.users = 1
+        return Lease(self, entry)
+
     def forget(self, wrapped: bytes) -> None:
-        """Drops `wrapped`'s key; a question to hsm that is under way will not bring it back."""
+        """Drops `wrapped`'s key; no question to hsm, under way or later, brings it back for `cache_seconds`."""
         digest = _digest(wrapped)
         for name, entry in tuple(self._cached.items()):
             if entry.wrapped_digest == digest:
                 self._drop(name)
-        if self._opening:
-            self._forgotten_while_opening.add(digest)
+        self._forgotten.pop(digest, None)
+        self._forgotten[digest] = Deadline.after(self._cache_seconds)
+        self._drop_old_forgotten()
+
+    def _is_forgotten(self, digest: bytes) -> bool:
+        until = self._forgotten.get(digest)
+        return until is not None and not until.passed
+
+    def _drop_old_forgotten(self) -> None:
+        while self._forgotten:
+            oldest, until = next(iter(self._forgotten.items()))
+            if not until.passed and len(self._forgotten) <= _MAX_FORGOTTEN:
+                return
+            del self._forgotten[oldest]
 
     async def close(self) -> None:
         """Wipes every key, in use or not."""
@@ -181,10 +209,8 @@ class DataKeys:
         while len(self._cached) >= self._cache_size:
             self._drop(next(iter(self._cached)))
         self._cached[name] = entry
-        if entry.wrapped_digest in self._forgotten_while_opening:
+        if self._is_forgotten(entry.wrapped_digest):
             self._drop(name)
-        if not self._opening:
-            self._forgotten_while_opening.clear()
         self._set_timer()
 
     def _drop(self, name: bytes) -> None:

@@ -3,6 +3,7 @@
 Rules:
 - The origin is one of the configured ones, compared as text; https only. Every secret is sealed for exactly that origin.
 - Host, Content-Length, Connection and codings are egress's own; the caller cannot name them, nor smuggle a line or a header in.
+- Answers come whole and as JSON, so that one that holds tokens can be told: no Range, no other Accept.
 - A secret goes into a header (as it is) or into a form body (encoded), never into the target.
 - Each slot has its secret and each secret its slot.
 - A secret in the clear exists only inside `Bench.rendered` and `Bench.opened`: written there, used there, wiped there.
@@ -51,9 +52,11 @@ _OURS = frozenset(
         "expect",
         "host",
         "http2-settings",
+        "if-range",
         "keep-alive",
         "proxy-authorization",
         "proxy-connection",
+        "range",
         "te",
         "trailer",
         "transfer-encoding",
@@ -123,6 +126,7 @@ def _check_headers(headers: Sequence[Header]) -> None:
     _require(len(headers) <= _MAX_HEADERS and len(set(names)) == len(names), "headers")
     for name, header in zip(names, headers, strict=True):
         _require(bool(_NAME.match(header.name)) and name not in _OURS, "header name")
+        _require(name != "accept" or (header.value == "application/json" and header.slot is None), "accept")
         # "Bearer " may end with the blank that stands before the token.
         bare = header.value.removesuffix(" ") if header.slot else header.value
         _require(bool(_VALUE.match(header.value)) and bare == bare.strip(" "), "header value")

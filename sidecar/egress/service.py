@@ -116,6 +116,8 @@ class Egress:
     ) -> TokenOutcome:
         checked = self._check(request, secrets, own_connection=True)
         self._check_pair(seal_access_as, seal_refresh_as, request.origin)
+        if not secrets:
+            raise Internal("egress does not ask for tokens without a secret that says whose they are")
         if any(_whose(secret.context) != _whose(seal_access_as) for secret in secrets):
             raise Internal("egress does not seal tokens for another consent")
         deadline = deadline.earlier(_MAX_CALL_SECONDS)

@@ -384,6 +384,27 @@ def test_slots_and_secrets_must_match(run: Run) -> None:
     run(test)
 
 
+def test_tokens_are_not_asked_for_without_a_secret(run: Run) -> None:
+    """A code's verifier or a refresh token says whose tokens come: without one, any answer could be sealed for anybody."""
+
+    async def test(lab: Lab) -> None:
+        request = replace(lab.token_request(), body=(b"grant_type=client_credentials",))
+
+        with pytest.raises(Internal):
+            await lab.egress.request_tokens(
+                request,
+                wrapped_data_key=lab.wrapped,
+                secrets=[],
+                seal_access_as=lab.context(),
+                seal_refresh_as=lab.context(),
+                deadline_seconds=SECONDS,
+            )
+
+        assert lab.bank.requests == []
+
+    run(test)
+
+
 def test_no_hsm_means_unavailable(run: Run) -> None:
     """Without the hsm no token opens: HSM_UNAVAILABLE within the deadline, and nothing is sent."""
 

@@ -174,6 +174,8 @@ class FakeEgress:
     ) -> TokenOutcome:
         filled, _ = self._filled(request, wrapped_data_key, secrets)
         self._check_pair(seal_access_as, seal_refresh_as, request.origin)
+        if not secrets:
+            raise Internal("egress does not ask for tokens without a secret that says whose they are")
         if any(_whose(secret.context) != _whose(seal_access_as) for secret in secrets):
             raise Internal("egress does not seal tokens for another consent")
         self._open_key(wrapped_data_key, seal_access_as)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 import pytest
 
 from sidecar.domain.secrets import SecretContext
-from sidecar.egress import hsmlink
+from sidecar.egress import datakeys, hsmlink
 from sidecar.egress.datakeys import DataKeys, data_key_context
 from sidecar.egress.deadline import Deadline
 from sidecar.egress.hsmlink import HsmLink
@@ -152,6 +152,39 @@ def test_forget_is_not_undone_by_a_question_under_way() -> None:
         assert not lab.slab_holds(key)
 
     _run(test)
+
+
+def test_a_forgotten_key_does_not_come_back_into_the_cache() -> None:
+    """Who still needs it gets it for one use; afterwards it is wiped, and after the cache's time it is a key like others."""
+
+    async def test(lab: Lab) -> None:
+        wrapped, key = lab.software.create_data_key(CONTEXT)
+        lab.keys.forget(wrapped)
+
+        assert [await lab.lease(wrapped) for _ in range(2)] == [key, key]
+        assert lab.keys.count == 0
+        assert not lab.slab_holds(key)
+        assert lab.hsm.questions == 2
+        await asyncio.sleep(1.1)
+        assert await lab.lease(wrapped, for_seconds=0.1) == key
+        assert lab.keys.count == 1
+
+    _run(test, cache_seconds=1.0)
+
+
+def test_what_is_remembered_of_forgotten_keys_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest goes first, and what is past its time goes by itself."""
+    monkeypatch.setattr(datakeys, "_MAX_FORGOTTEN", 3)
+
+    async def test(lab: Lab) -> None:
+        for number in range(5):
+            lab.keys.forget(b"%d" % number)
+        assert len(lab.keys._forgotten) == 3
+        await asyncio.sleep(0.3)
+        lab.keys.forget(b"another")
+        assert len(lab.keys._forgotten) == 1
+
+    _run(test, cache_seconds=0.2)
 
 
 def test_a_cancelled_caller_takes_the_key_from_nobody() -> None:

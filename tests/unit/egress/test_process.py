@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import socket
 import subprocess
 from collections.abc import Callable, Coroutine
@@ -82,6 +83,19 @@ def test_a_frame_that_is_not_ours_ends_it(tmp_path: Path, sent: bytes) -> None:
     code, log = _exit_code(_settings(), tmp_path, sent=sent)
     assert code == ChildExit.BAD_PEER
     assert "not of our protocol" in log
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_does_not_end_it(tmp_path: Path, number: int) -> None:
+    """The gateway gets the same signal, and finishes its payments first."""
+
+    async def test(egress: RunningEgress) -> None:
+        os.kill(egress.pid, number)
+        await asyncio.sleep(0.3)
+
+        assert await egress.connection.ping(within_seconds=10)
+
+    _run(tmp_path, test)
 
 
 def test_settings_that_are_no_use_are_refused(tmp_path: Path) -> None:

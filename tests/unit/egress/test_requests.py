@@ -157,3 +157,23 @@ def test_an_opened_secret_is_wiped_after_its_block() -> None:
 
     assert b"secret" not in bytes(bench._memory.view)
     assert isinstance(bench._memory, SecretBuffer)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        Header(name="Range", value="bytes=0-99"),
+        Header(name="if-range", value="x"),
+        Header(name="Accept", value="text/html"),
+        Header(name="ACCEPT", value="application/json, */*"),
+        Header(name="accept", value="application/jwt"),
+    ],
+    ids=lambda header: f"{header.name}-{header.value}",
+)
+def test_an_answer_is_asked_for_whole_and_as_json(header: Header) -> None:
+    """A part of an answer, or another form of it, could carry tokens past the look for them."""
+    with pytest.raises(Internal):
+        check_request(_read_request(headers=(header,)), [], cluster="test", own_connection=False)
+
+    json = Header(name="Accept", value="application/json")
+    check_request(_read_request(headers=(json,)), [], cluster="test", own_connection=False)
