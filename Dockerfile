@@ -65,11 +65,11 @@ COPY softhsm /opt/custody/app/softhsm
 LABEL org.opencontainers.image.ref.name="dev"
 # Numeric: Kubernetes' runAsNonRoot cannot judge a name.
 USER 65532:65532
-RUN ["/opt/custody/venv/bin/python", "-c", "import sidecar.__main__, sidecar.egress.__main__, sidecar.hsm.__main__; from softhsm.setup import find_module; find_module()"]
+RUN ["/opt/custody/venv/bin/python", "-c", "import sidecar.__main__, sidecar.cli.main, sidecar.egress.__main__, sidecar.hsm.__main__; from softhsm.setup import find_module; find_module()"]
 
 # ---- runtime: the default target, since it comes last. ----
 FROM base AS runtime
 LABEL org.opencontainers.image.ref.name="runtime"
 USER 65532:65532
 # Each of the three processes loads, as the user that will run it.
-RUN ["/opt/custody/venv/bin/python", "-c", "import sidecar.__main__, sidecar.egress.__main__, sidecar.hsm.__main__"]
+RUN ["/opt/custody/venv/bin/python", "-c", "import sidecar.__main__, sidecar.cli.main, sidecar.egress.__main__, sidecar.hsm.__main__"]
