@@ -42,7 +42,9 @@ def test_both_images_run_as_a_numeric_user_and_were_tried(stages: dict[str, str]
     assert users == ["65532:65532"]
     tried = stages[target].partition("USER ")[2]
     assert re.search(
-        r"^RUN \[.*import sidecar.__main__, sidecar.cli.main, sidecar.egress.__main__, sidecar.hsm.__main__", tried, re.MULTILINE
+        r"^RUN \[.*import sidecar.__main__, sidecar.cli.main, sidecar.egress.__main__, sidecar.hsm.__main__",
+        tried,
+        re.MULTILINE,
     )
 
 
