@@ -148,7 +148,6 @@ class Payments(_Part, frozen=True, kw_only=True):
     idempotency: Idempotency
     refusals: tuple[Refusal, ...]
     send_seconds: Annotated[float, msgspec.Meta(gt=0, le=10)] = 10.0
-    quiet_seconds: Seconds = 60.0
     first_poll_seconds: Seconds = 1.0
     longest_poll_seconds: Seconds = 60.0
 

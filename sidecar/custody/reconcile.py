@@ -65,7 +65,7 @@ class Reconciler:
         worked on keeps no other from its turn.
         """
         due = await self._store.due_payments(self._clock.now(), limit=limit)
-        steps = [self.step(payment) for payment in due if self._has_room(payment)]
+        steps = [self._reserved_step(payment) for payment in due if self._reserve(payment)]
         for result in await asyncio.gather(*steps, return_exceptions=True):
             if isinstance(result, CustodyError) or not isinstance(result, Exception | None):
                 raise result
@@ -73,11 +73,15 @@ class Reconciler:
                 raise Internal from result
         return len(due)
 
-    def _has_room(self, payment: Payment) -> bool:
-        """Rounds may overlap: a payment is worked on once at a time, and a provider that hangs keeps only its own waiting."""
+    def _reserve(self, payment: Payment) -> bool:
+        """Takes the payment for one step. Rounds overlap, so it is taken here and now and not when the step's task begins: a
+        payment is worked on once at a time, and a provider that hangs keeps only its own payments waiting."""
         if self._payments.is_running(payment.id) or payment.id in self._at_work:
             return False
-        return sum(provider == payment.provider for provider in self._at_work.values()) < _STEPS_PER_PROVIDER
+        if sum(provider == payment.provider for provider in self._at_work.values()) >= _STEPS_PER_PROVIDER:
+            return False
+        self._at_work[payment.id] = payment.provider
+        return True
 
     async def latest(self, payment: Payment) -> Payment:
         """The payment with the provider's news, where it is one that is followed and was not asked for just now.
@@ -89,14 +93,17 @@ class Reconciler:
             return payment
         pace_ns = int(connector.descriptor.payments.first_poll_seconds * 1e9)
         now_ns = self._clock.boot_time_ns()
-        if now_ns - self._asked_ns.get(payment.id, now_ns - pace_ns) < pace_ns or payment.id in self._at_work:
+        if now_ns - self._asked_ns.get(payment.id, now_ns - pace_ns) < pace_ns:
             return payment
         await self.step(payment)
         return await self._store.payment(payment.id) or payment
 
     async def step(self, payment: Payment) -> None:
-        """One step for one payment. A step that cannot be made now is put off, never dropped."""
-        self._at_work[payment.id] = payment.provider
+        """One step for one payment, if nobody is at it. A step that cannot be made now is put off, never dropped."""
+        if self._reserve(payment):
+            await self._reserved_step(payment)
+
+    async def _reserved_step(self, payment: Payment) -> None:
         try:
             if payment.state in _FOLLOWED:  # another round may just have read a newer status, which must not be lost
                 payment = await self._store.payment(payment.id) or payment

@@ -27,20 +27,11 @@ from sidecar.domain.provider import KeyPurpose
 from sidecar.hardening import harden
 from sidecar.hsm.errors import HsmFault, StartRefused
 from sidecar.hsm.module import P256_PARAMETERS, Token, faults
-from sidecar.ipc.messages import ChildExit, HsmSettings, KeyDescription, KeyReference
+from sidecar.ipc.messages import ChildExit, HsmSettings, KeyDescription, KeyFile, KeyReference
 
 __all__ = ["KeyFile", "generate_keys", "main"]
 
 _ID_BYTES: Final = 16
-
-
-class KeyFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """keys.json. `keys` is what `HsmSettings.keys` takes; `descriptions` is what was read back, public keys included."""
-
-    token_label: str
-    token_serial: str
-    keys: tuple[KeyReference, ...]
-    descriptions: tuple[KeyDescription, ...]
 
 
 def generate_keys(token: Token, *, suffix: str) -> tuple[KeyDescription, ...]:

@@ -445,14 +445,14 @@ async def test_a_defect_in_one_step_is_raised_after_all_others_have_had_their_tu
     world = World(initial_status="ACSP")
     broken, fine = await initiated(world), await initiated(world)
     world.bank.payments["bank-payment-2"].status = "ACSC"
-    step = world.core.reconciler.step
+    step = world.core.reconciler._reserved_step
 
     async def failing(payment: Payment) -> None:
         if payment.id == broken.id:
             raise ZeroDivisionError("secret text")
         await step(payment)
 
-    world.core.reconciler.step = failing  # type: ignore[method-assign]
+    world.core.reconciler._reserved_step = failing  # type: ignore[method-assign]
     world.clock.advance(2)
     with pytest.raises(Internal) as raised:
         await world.core.reconciler.run_due()
@@ -490,3 +490,17 @@ async def test_readers_poll_at_the_descriptor_s_pace() -> None:
     assert at_once == 1
     assert world.bank.count("status") == 2
     assert world.events()[entries:] == [AuditEvent.TOKEN_USE] * 2
+
+
+async def test_overlapping_rounds_work_on_a_payment_once() -> None:
+    """Rounds that run side by side, and a reader among them, ask the bank once for a payment that is due."""
+    world = World(initial_status="ACSP")
+    payment = await initiated(world)
+    for known in world.bank.payments.values():
+        known.status = "ACSP"
+    world.clock.advance(5)
+
+    rounds = (world.core.reconciler.run_due() for _ in range(4))
+    await asyncio.gather(*rounds, world.core.reconciler.latest(payment))
+
+    assert world.bank.count("status") == 1
