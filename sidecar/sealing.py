@@ -12,6 +12,8 @@ Rules:
 import hmac
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
@@ -36,6 +38,7 @@ __all__ = [
     "SealedSecretMalformed",
     "SealedSecretRefused",
     "Suite",
+    "WrappingKey",
     "assemble",
     "check_master_commitment",
     "open_into",
@@ -79,6 +82,7 @@ _SUITE_OF_KIND = {
     SecretKind.PKCE_VERIFIER: Suite.HKDF_SHA512_AES_256_GCM,
     SecretKind.CLIENT_SECRET: Suite.HKDF_SHA512_AES_256_GCM,
 }
+_SUITES, _KINDS = frozenset(Suite), frozenset(SecretKind)
 _KINDS_OF_KEYS = frozenset({SecretKind.MASTER_KEY, SecretKind.DATA_KEY})
 
 
@@ -112,6 +116,38 @@ class SealedHeader:
     @property
     def plaintext_bytes(self) -> int:
         return self.length - TAG_BYTES
+
+
+class WrappingKey:
+    """A wrapping key for opening, with what was derived from it for the newest salt; all in `room`, memory of the caller's.
+
+    Deriving costs several times the decryption, and one secret is opened again and again. What is derived lives as long as the
+    key and no longer: the caller wipes `room` as a whole.
+    """
+
+    ROOM_BYTES = KEY_BYTES + KEY_BYTES + _COMMITMENT_BYTES
+
+    __slots__ = ("_derived", "_salt", "key")
+
+    def __init__(self, room: memoryview) -> None:
+        """`room` is ROOM_BYTES long and begins with the key."""
+        if len(room) != self.ROOM_BYTES:
+            raise ValueError("a wrapping key needs room for itself and what is derived from it")
+        self.key = room[:KEY_BYTES]
+        self._derived = _DerivedKeys(message_key=room[KEY_BYTES : 2 * KEY_BYTES], commitment=room[2 * KEY_BYTES :])
+        self._salt: bytes | None = None
+
+    def derived(self, salt: bytes) -> "_DerivedKeys":
+        if self._salt != salt:
+            self._salt = None
+            self._derived.derive(key=self.key, salt=salt)
+            self._salt = salt
+        return self._derived
+
+    def release(self) -> None:
+        """Lets go of `room`."""
+        self.key.release()
+        self._derived.release()
 
 
 class RootWrap(NamedTuple):
@@ -148,7 +184,9 @@ def seal(
     )
 
 
-def open_into(*, key: Buffer, sealed: Buffer, kind: SecretKind, context: SecretContext, buffer: WritableBuffer) -> int:
+def open_into(
+    *, key: Buffer | WrappingKey, sealed: Buffer, kind: SecretKind, context: SecretContext, buffer: WritableBuffer
+) -> int:
     """Write the plaintext to the start of `buffer` and return its length in bytes.
 
     Raises SealedSecretMalformed for bytes that are no sealed secret, SealedSecretRefused for everything else that does
@@ -172,8 +210,8 @@ def parse(sealed: Buffer) -> SealedHeader:
     magic, format_number, suite, kind, flags, key_id, key_version, salt, commitment, length = fields
     _require(magic == _MAGIC, "magic")
     _require(format_number == _FORMAT, "format")
-    _require(suite in Suite.__members__.values(), "suite")
-    _require(kind in SecretKind.__members__.values(), "kind")
+    _require(suite in _SUITES, "suite")
+    _require(kind in _KINDS, "kind")
     _require(flags == 0, "flags")
     header = SealedHeader(
         suite=Suite(suite),
@@ -255,7 +293,7 @@ def _seal_with_salt(
 ) -> bytes:
     """`seal` with the salt given: one salt must never serve two messages, so only the test vectors call this."""
     _check_wrapping_key(key)
-    with _DerivedKeys(key=key, salt=salt) as derived:
+    with _derived(key, salt) as derived:
         header = SealedHeader(
             suite=Suite.HKDF_SHA512_AES_256_GCM,
             kind=kind,
@@ -280,7 +318,7 @@ def _seal_with_salt(
 
 
 def _open_checked(
-    *, key: Buffer, sealed: Buffer, kind: SecretKind, context: SecretContext, buffer: WritableBuffer
+    *, key: Buffer | WrappingKey, sealed: Buffer, kind: SecretKind, context: SecretContext, buffer: WritableBuffer
 ) -> int:
     _check_wrapping_key(key)
     header = parse(sealed)
@@ -289,7 +327,7 @@ def _open_checked(
     if len(buffer) < header.plaintext_bytes:
         raise ValueError("the buffer is smaller than the secret")
     associated_data = _associated_data_to_open(sealed, kind, context)
-    with _DerivedKeys(key=key, salt=header.salt) as derived:
+    with _derived(key, header.salt) as derived:
         committed = hmac.compare_digest(derived.commitment, header.commitment)
         # Decrypting even when the commitment is wrong keeps the time of all refusals the same.
         opened = _aead_open_into(
@@ -305,13 +343,15 @@ def _open_checked(
 
 
 class _DerivedKeys:
-    """Message key and commitment of one sealed secret; the key is wiped at the end of the `with` block."""
+    """Message key and commitment for one salt, 32 bytes each, in memory of the caller's."""
 
     __slots__ = ("commitment", "message_key")
 
-    def __init__(self, *, key: Buffer, salt: bytes) -> None:
-        self.message_key = bytearray(KEY_BYTES)
-        self.commitment = bytearray(_COMMITMENT_BYTES)
+    def __init__(self, *, message_key: memoryview, commitment: memoryview) -> None:
+        self.message_key = message_key
+        self.commitment = commitment
+
+    def derive(self, *, key: Buffer, salt: bytes) -> None:
         pseudorandom_key = bytearray(_DIGEST_BYTES)
         hkdf.extract_into(digest="sha512", salt=salt, key=key, into=pseudorandom_key)
         for label, into in ((b"DERIVEKEY", self.message_key), (b"COMMITKEY", self.commitment)):
@@ -319,12 +359,25 @@ class _DerivedKeys:
             hkdf.expand_into(digest="sha512", pseudorandom_key=pseudorandom_key, info=info, into=into)
         wipe(pseudorandom_key)
 
-    def __enter__(self) -> "_DerivedKeys":
-        return self
+    def release(self) -> None:
+        self.message_key.release()
+        self.commitment.release()
 
-    def __exit__(self, *_: object) -> None:
-        wipe(self.message_key)
-        wipe(self.commitment)
+
+@contextmanager
+def _derived(key: Buffer | WrappingKey, salt: bytes) -> Iterator[_DerivedKeys]:
+    """What `key` and `salt` give. For a bare key it is wiped at the end of the block; a WrappingKey keeps it."""
+    if isinstance(key, WrappingKey):
+        yield key.derived(salt)
+        return
+    with memoryview(bytearray(KEY_BYTES + _COMMITMENT_BYTES)) as room:
+        derived = _DerivedKeys(message_key=room[:KEY_BYTES], commitment=room[KEY_BYTES:])
+        try:
+            derived.derive(key=key, salt=salt)
+            yield derived
+        finally:
+            wipe(room)
+            derived.release()
 
 
 def _master_commitment(salt: bytes, master_key: Buffer) -> bytes:
@@ -427,8 +480,8 @@ def _encode_text(text: str) -> bytes:
     return encoded
 
 
-def _check_wrapping_key(key: Buffer) -> None:
-    if len(key) != KEY_BYTES:
+def _check_wrapping_key(key: Buffer | WrappingKey) -> None:
+    if len(key.key if isinstance(key, WrappingKey) else key) != KEY_BYTES:
         raise ValueError("a wrapping key has 32 bytes")
 
 

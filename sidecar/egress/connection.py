@@ -119,7 +119,7 @@ class TlsConnection(asyncio.BufferedProtocol):
         self._arrival: asyncio.Future[None] | None = None
         self._awaited = True  # during the handshake; later only between `send` and the end of the answer
         self._peer_ended = False
-        self._own = own
+        self.own = own
         self._on_death: Callable[[], None] | None = None
 
     @property
@@ -151,7 +151,7 @@ class TlsConnection(asyncio.BufferedProtocol):
         try:
             for part in parts:
                 self._encrypt(part)
-            if self._own:
+            if self.own:
                 self._bound_delivery(transport, within_seconds)
         except (ssl.SSLError, OSError):
             # The ciphertext made so far stays in the BIO and is never flushed.
@@ -199,7 +199,7 @@ class TlsConnection(asyncio.BufferedProtocol):
 
     def _answer_is_complete(self) -> None:
         self._awaited = False
-        if self._own and self._transport is not None:
+        if self.own and self._transport is not None:
             # The provider has the whole request, and a polite close does no harm any more.
             with suppress(OSError):
                 self._transport.get_extra_info("socket").setsockopt(

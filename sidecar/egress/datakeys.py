@@ -1,7 +1,8 @@
 """Data keys, for as short as is useful.
 
 Rules:
-- A key lives in one locked slab and nowhere else; a place in it is wiped before it is given to anybody else.
+- A key, and what is derived from it, lives in one locked slab and nowhere else; a place in it is wiped before it is given to
+  anybody else.
 - A key leaves the cache at the latest `cache_seconds` after hsm opened it, at once when it is forgotten, and with the process.
   A forgotten one does not come back for `cache_seconds`: whoever still needs it gets it for one use, beside the cache.
   Who works with it when it leaves keeps it until that work ends, and work is never begun that could outlast the key.
@@ -20,7 +21,7 @@ from sidecar.domain.secrets import SecretContext
 from sidecar.egress.deadline import Deadline
 from sidecar.egress.hsmlink import HsmLink
 from sidecar.errors import Unavailable
-from sidecar.sealing import KEY_BYTES
+from sidecar.sealing import KEY_BYTES, WrappingKey
 from sidecar.secretbuffer import SecretBuffer, wipe
 
 __all__ = ["DATA_KEY_VERSION", "DataKeys", "Lease", "data_key_context"]
@@ -40,7 +41,8 @@ def data_key_context(context: SecretContext) -> SecretContext:
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Entry:
     place: int
-    view: memoryview = field(repr=False)
+    room: memoryview = field(repr=False)
+    key: WrappingKey = field(repr=False)
     key_id: bytes
     wrapped_digest: bytes
     ends: Deadline
@@ -59,7 +61,12 @@ class Lease:
 
     @property
     def key(self) -> memoryview:
-        return self._entry.view
+        return self._entry.key.key
+
+    @property
+    def opening(self) -> WrappingKey:
+        """The same key, for opening: it remembers what it has derived."""
+        return self._entry.key
 
     @property
     def key_id(self) -> bytes:
@@ -80,7 +87,7 @@ class DataKeys:
         self._cache_seconds = cache_seconds
         self._cache_size = cache_size
         places = cache_size + _PLACES_BESIDE_CACHE
-        self._slab = SecretBuffer(places * KEY_BYTES)
+        self._slab = SecretBuffer(places * WrappingKey.ROOM_BYTES)
         self._free = list(range(places))
         self._cached: dict[bytes, _Entry] = {}  # by age: keys go in at the end
         self._opening: dict[bytes, asyncio.Task[_Entry]] = {}
@@ -110,25 +117,27 @@ class DataKeys:
 
     async def create(self, context: SecretContext, *, deadline: Deadline) -> tuple[Lease, bytes]:
         """A new data key for `context`, and the same key wrapped by hsm. It is not cached: its consent has no token yet."""
-        place, view = self._take_place()
+        place, room = self._take_place()
         try:
-            material = await self._hsm.create_data_key(context=context, into=view, deadline=deadline)
+            material = await self._hsm.create_data_key(context=context, into=room[:KEY_BYTES], deadline=deadline)
         except BaseException:
-            self._give_place_back(place, view)
+            self._give_place_back(place, room)
             raise
-        entry = self._entry(place, view, material.key_id, material.wrapped)
+        entry = self._entry(place, room, material.key_id, material.wrapped)
         entry.cached = False
         entry.users = 1
         return Lease(self, entry), material.wrapped
 
     async def _lease_beside_cache(self, wrapped: bytes, context: SecretContext, deadline: Deadline) -> Lease:
-        place, view = self._take_place()
+        place, room = self._take_place()
         try:
-            material = await self._hsm.open_data_key(wrapped=wrapped, context=context, into=view, deadline=deadline)
+            material = await self._hsm.open_data_key(
+                wrapped=wrapped, context=context, into=room[:KEY_BYTES], deadline=deadline
+            )
         except BaseException:
-            self._give_place_back(place, view)
+            self._give_place_back(place, room)
             raise
-        entry = self._entry(place, view, material.key_id, wrapped)
+        entry = self._entry(place, room, material.key_id, wrapped)
         entry.cached = False
         entry.users = 1
         return Lease(self, entry)
@@ -178,27 +187,28 @@ class DataKeys:
 
     async def _open(self, name: bytes, wrapped: bytes, context: SecretContext) -> _Entry:
         """Runs on its own, so that no waiter's cancellation takes the key from the others."""
-        place, view = self._take_place()
+        place, room = self._take_place()
         try:
             # Its end is counted from before the question, so that no delay makes a key live longer.
             ends = Deadline.after(self._cache_seconds)
             material = await self._hsm.open_data_key(
-                wrapped=wrapped, context=context, into=view, deadline=Deadline.after(self._cache_seconds)
+                wrapped=wrapped, context=context, into=room[:KEY_BYTES], deadline=Deadline.after(self._cache_seconds)
             )
         except BaseException:
-            self._give_place_back(place, view)
+            self._give_place_back(place, room)
             raise
         finally:
             self._opening.pop(name, None)
-        entry = self._entry(place, view, material.key_id, wrapped)
+        entry = self._entry(place, room, material.key_id, wrapped)
         entry.ends = ends
         self._cache(name, entry)
         return entry
 
-    def _entry(self, place: int, view: memoryview, key_id: bytes, wrapped: bytes) -> _Entry:
+    def _entry(self, place: int, room: memoryview, key_id: bytes, wrapped: bytes) -> _Entry:
         return _Entry(
             place=place,
-            view=view,
+            room=room,
+            key=WrappingKey(room),
             key_id=key_id,
             wrapped_digest=_digest(wrapped),
             ends=Deadline.after(self._cache_seconds),
@@ -238,17 +248,19 @@ class DataKeys:
 
     def _wipe_if_unused(self, entry: _Entry) -> None:
         if entry.users == 0:
-            self._give_place_back(entry.place, entry.view)
+            entry.key.release()
+            self._give_place_back(entry.place, entry.room)
 
     def _take_place(self) -> tuple[int, memoryview]:
         if not self._free:
             raise Unavailable("HSM_UNAVAILABLE", "too many data keys are in use; try again")
         place = self._free.pop()
-        return place, self._slab.view[place * KEY_BYTES : (place + 1) * KEY_BYTES]
+        size = WrappingKey.ROOM_BYTES
+        return place, self._slab.view[place * size : (place + 1) * size]
 
-    def _give_place_back(self, place: int, view: memoryview) -> None:
-        wipe(view)
-        view.release()
+    def _give_place_back(self, place: int, room: memoryview) -> None:
+        wipe(room)
+        room.release()
         self._free.append(place)
 
 

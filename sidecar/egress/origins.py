@@ -1,8 +1,7 @@
 """The origins that egress may talk to. What is not in the settings does not exist."""
 
 import ssl
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 
 from sidecar.egress import codes
 from sidecar.egress.connection import ConnectFailed, TlsConnection, open_connection, tls_context
@@ -12,17 +11,7 @@ from sidecar.egress.requests import split_origin
 from sidecar.errors import Unavailable
 from sidecar.ipc.messages import EgressSettings, ProviderTransport
 
-__all__ = ["Origin", "Origins", "Using"]
-
-
-class Using:
-    """A connection in use. It is kept only if `keep` gets set, and only if it is one of the kept ones."""
-
-    __slots__ = ("connection", "keep")
-
-    def __init__(self, connection: TlsConnection) -> None:
-        self.connection = connection
-        self.keep = False
+__all__ = ["Origin", "Origins"]
 
 
 class Origin:
@@ -38,21 +27,20 @@ class Origin:
         """A connection of its own. Raises ConnectFailed."""
         return await self._connect(own=True)
 
-    @asynccontextmanager
-    async def connection(self, *, own: bool, deadline: Deadline) -> AsyncIterator[Using]:
-        """A new connection, closed afterwards, or one of the kept ones. Raises ConnectFailed."""
+    async def take(self, *, own: bool, deadline: Deadline) -> TlsConnection:
+        """A new connection, or one of the kept ones; `give_back` it. Raises ConnectFailed."""
         try:
             async with deadline.timeout():
-                using = Using(await (self.connect() if own else self._pool.acquire()))
+                return await (self.connect() if own else self._pool.acquire())
         except TimeoutError:
             raise ConnectFailed(codes.DEADLINE_BEFORE_SEND) from None
-        try:
-            yield using
-        finally:
-            if own:
-                using.connection.close()
-            else:
-                self._pool.release(using.connection, keep=using.keep)
+
+    def give_back(self, connection: TlsConnection, *, keep: bool) -> None:
+        """`keep` says that it may serve another request; one of its own is closed all the same."""
+        if connection.own:
+            connection.close()
+        else:
+            self._pool.release(connection, keep=keep)
 
     async def _connect(self, *, own: bool) -> TlsConnection:
         return await open_connection(

@@ -19,10 +19,12 @@ from sidecar.domain.provider import Header, ProviderRequest, SecretSlot, SlotEnc
 from sidecar.domain.secrets import SecretKind
 from sidecar.errors import Corrupt, Internal
 from sidecar.ipc.messages import OpenSecretMessage
-from sidecar.sealing import MAX_PLAINTEXT_BYTES, SealedSecretRefused, open_into, parse
+from sidecar.sealing import MAX_PLAINTEXT_BYTES, SealedSecretRefused, WrappingKey, open_into, parse
 from sidecar.secretbuffer import SecretBuffer, scrub, wipe
 
 __all__ = ["Bench", "CheckedRequest", "check_request", "plaintext_bytes", "split_origin"]
+
+OpeningKey = memoryview | WrappingKey
 
 _MAX_BODY_BYTES: Final = 1024 * 1024
 _MAX_TARGET_BYTES: Final = 8 * 1024
@@ -184,7 +186,7 @@ class Bench:
         self._opened = view[_HEAD_BYTES + _FORM_BYTES :]
 
     @contextmanager
-    def rendered(self, request: CheckedRequest, key: memoryview | None) -> Iterator[tuple[memoryview | bytes, ...]]:
+    def rendered(self, request: CheckedRequest, key: OpeningKey | None) -> Iterator[tuple[memoryview | bytes, ...]]:
         """The request's bytes, in parts; inside the block only. Raises Corrupt where a secret does not open."""
         head_used = form_used = 0
         try:
@@ -200,7 +202,7 @@ class Bench:
 
     @contextmanager
     def opened(
-        self, secret: OpenSecretMessage, key: memoryview, encoding: SlotEncoding = SlotEncoding.RAW
+        self, secret: OpenSecretMessage, key: OpeningKey, encoding: SlotEncoding = SlotEncoding.RAW
     ) -> Iterator[memoryview]:
         """One secret as it stands in a request; inside the block only. Raises Corrupt where it does not open."""
         plain, encoded = self._opened[: plaintext_bytes(secret)], self._form[:0]
@@ -216,7 +218,7 @@ class Bench:
             wipe(encoded)
             scrub()
 
-    def check_opens(self, request: CheckedRequest, key: memoryview | None) -> None:
+    def check_opens(self, request: CheckedRequest, key: OpeningKey | None) -> None:
         """Raises Corrupt unless every secret of the request opens and fits its place."""
         with self.rendered(request, key):
             pass
@@ -231,7 +233,7 @@ class Bench:
         area: memoryview,
         parts: Sequence[bytes | SecretSlot],
         request: CheckedRequest,
-        key: memoryview | None,
+        key: OpeningKey | None,
         *,
         reserve: int,
     ) -> int:
@@ -245,7 +247,7 @@ class Bench:
                 used += self._write_slot(area[used : len(area) - reserve], part, request, key)
         return used
 
-    def _write_slot(self, room: memoryview, slot: SecretSlot, request: CheckedRequest, key: memoryview | None) -> int:
+    def _write_slot(self, room: memoryview, slot: SecretSlot, request: CheckedRequest, key: OpeningKey | None) -> int:
         secret = request.secrets[slot.kind]
         if key is None:
             raise _corrupt()
@@ -260,7 +262,7 @@ class Bench:
             raise _corrupt()
         return length
 
-    def _open(self, secret: OpenSecretMessage, key: memoryview) -> int:
+    def _open(self, secret: OpenSecretMessage, key: OpeningKey) -> int:
         return _open(secret, key, self._opened[: plaintext_bytes(secret)])
 
     def _wipe_used(self, request: CheckedRequest, head_used: int, form_used: int) -> None:
@@ -303,7 +305,7 @@ def plaintext_bytes(secret: OpenSecretMessage) -> int:
         raise _corrupt() from None
 
 
-def _open(secret: OpenSecretMessage, key: memoryview, into: memoryview) -> int:
+def _open(secret: OpenSecretMessage, key: OpeningKey, into: memoryview) -> int:
     try:
         return open_into(
             key=key, sealed=secret.secret.sealed, kind=secret.secret.kind, context=secret.context, buffer=into

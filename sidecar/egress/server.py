@@ -64,6 +64,7 @@ class GatewayServer(asyncio.Protocol):
         self._received = bytearray()
         self._tasks: set[asyncio.Task[None]] = set()
         self._transport: asyncio.Transport | None = None
+        self._outgoing: list[bytearray] = []
 
     async def close(self) -> None:
         """Cancels what is being worked on and waits for it."""
@@ -71,6 +72,7 @@ class GatewayServer(asyncio.Protocol):
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._flush()
         if self._transport is not None:
             self._transport.abort()
 
@@ -142,8 +144,15 @@ class GatewayServer(asyncio.Protocol):
         self._answer(frame.id, body)
 
     def _answer(self, number: int, body: EgressToGateway) -> None:
+        """Answers of one turn of the loop go out together."""
+        if not self._outgoing:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._outgoing.append(encode_frame(EgressToGatewayFrame(id=number, body=body)))
+
+    def _flush(self) -> None:
+        frames, self._outgoing = self._outgoing, []
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(encode_frame(EgressToGatewayFrame(id=number, body=body)))
+            self._transport.writelines(frames)
 
     def _end(self, *, by_gateway: bool) -> None:
         if not self.ended.done():

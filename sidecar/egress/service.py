@@ -11,8 +11,7 @@ Rules:
 import asyncio
 import secrets as randomness
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, TypeVar
@@ -94,7 +93,8 @@ class Egress:
         deadline = deadline.earlier(_MAX_CALL_SECONDS)
         sink = BytesSink()
         reader = AnswerReader(method=checked.method, max_answer_bytes=self._max_answer_bytes, sink=sink)
-        async with self._lease(checked, wrapped_data_key, deadline) as lease:
+        lease = await self._take_lease(checked, wrapped_data_key, deadline, for_seconds=deadline.remaining_seconds)
+        try:
             return await self._send_at_once(
                 checked,
                 lease,
@@ -103,6 +103,8 @@ class Egress:
                 own_connection=own_connection,
                 deadline=deadline,
             )
+        finally:
+            _end_lease(lease)
 
     async def request_tokens(
         self,
@@ -154,12 +156,16 @@ class Egress:
     ) -> _Outcome | NotSent | Unknown:
         origin = self._origins.find(request.origin)
         try:
-            async with origin.connection(own=own_connection, deadline=deadline) as using:
-                outcome = await self._send(using.connection, request, lease, reader, conclude, deadline, deadline)
-                using.keep = reader.reusable
-                return outcome
+            connection = await origin.take(own=own_connection, deadline=deadline)
         except ConnectFailed as error:
             return NotSent(code=error.code)
+        keep = False
+        try:
+            outcome = await self._send(connection, request, lease, reader, conclude, deadline, deadline)
+            keep = reader.reusable
+            return outcome
+        finally:
+            origin.give_back(connection, keep=keep)
 
     # -- requests that are prepared first
 
@@ -176,7 +182,7 @@ class Egress:
             raise _provider_unavailable("too many prepared requests are waiting")
         lease = await self._take_lease(checked, wrapped_data_key, deadline, for_seconds=PREPARED_SECONDS)
         try:
-            self._bench.check_opens(checked, None if lease is None else lease.key)
+            self._bench.check_opens(checked, None if lease is None else lease.opening)
             connection = await self._connect_own(checked, deadline)
         except BaseException:
             _end_lease(lease)
@@ -283,7 +289,7 @@ class Egress:
 
         Raises NothingSent, or Corrupt where a secret does not open; nothing was sent then either.
         """
-        with self._bench.rendered(request, None if lease is None else lease.key) as parts:
+        with self._bench.rendered(request, None if lease is None else lease.opening) as parts:
             if send_before.passed:
                 return False
             connection.send(*parts, within_seconds=deadline.remaining_seconds)
@@ -308,7 +314,7 @@ class Egress:
             # A form-encoded secret is never shorter than the secret itself.
             if not _MIN_ECHO_BYTES <= plaintext_bytes(sealed) <= longest:
                 continue
-            with self._bench.opened(sealed, lease.key, encoding) as secret:
+            with self._bench.opened(sealed, lease.opening, encoding) as secret:
                 if any(text.find(secret) >= 0 for text in texts):
                     return True
         return False
@@ -399,16 +405,6 @@ class Egress:
             raise Internal("egress does not seal one answer's tokens for two consents")
         if not self._origins.same_provider((access.provider_origin, refresh.provider_origin, *origins)):
             raise Internal("egress does not seal a provider's tokens for another provider")
-
-    @asynccontextmanager
-    async def _lease(
-        self, request: CheckedRequest, wrapped_data_key: bytes, deadline: Deadline
-    ) -> AsyncIterator[Lease | None]:
-        lease = await self._take_lease(request, wrapped_data_key, deadline, for_seconds=deadline.remaining_seconds)
-        try:
-            yield lease
-        finally:
-            _end_lease(lease)
 
     async def _take_lease(
         self, request: CheckedRequest, wrapped_data_key: bytes, deadline: Deadline, *, for_seconds: float

@@ -315,19 +315,19 @@ class _Connection:
     def flush(self) -> None:
         """Writes what the kernel takes. Raises ConnectionEnded when the peer is gone."""
         while self._waiting:
-            first = self._waiting[0]
+            first, *others = self._waiting
             try:
                 with memoryview(first) as view, view[self._sent_of_first :] as rest:
-                    sent = self.socket.send(rest)
+                    sent = self.socket.sendmsg((rest, *others))
             except BlockingIOError:
                 return
             except OSError as error:
                 raise ConnectionEnded(bad=False) from error
-            self._sent_of_first += sent
             self._waiting_bytes -= sent
-            if self._sent_of_first == len(first):
+            self._sent_of_first += sent
+            while self._waiting and self._sent_of_first >= len(self._waiting[0]):
+                self._sent_of_first -= len(self._waiting[0])
                 wipe(self._waiting.popleft())
-                self._sent_of_first = 0
 
     def close(self) -> None:
         for frame in self._waiting:

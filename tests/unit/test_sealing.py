@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from sidecar import hkdf, sealing
 from sidecar.domain.secrets import SecretContext, SecretKind
-from sidecar.sealing import SealedSecretMalformed, SealedSecretRefused
+from sidecar.sealing import SealedSecretMalformed, SealedSecretRefused, WrappingKey
 from tests.independent import sealed_decoder
 
 VECTORS = Path(__file__).resolve().parents[1] / "vectors"
@@ -59,7 +59,7 @@ def open_sealed(
     *,
     kind: SecretKind = SecretKind.ACCESS_TOKEN,
     context: SecretContext = CONTEXT,
-    key: bytes = KEY,
+    key: bytes | WrappingKey = KEY,
     buffer: bytearray | None = None,
 ) -> bytes:
     """Open into a buffer that is larger than needed, and show that a refusal leaves only zeros in it."""
@@ -306,16 +306,63 @@ def test_derived_keys_are_wiped(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bytearray] = []
 
     class Watched(sealing._DerivedKeys):
-        def __enter__(self) -> "Watched":
+        def derive(self, *, key: Any, salt: bytes) -> None:
+            super().derive(key=key, salt=salt)
             assert any(self.message_key)
-            seen.append(self.message_key)
-            return self
+            room = self.message_key.obj
+            assert isinstance(room, bytearray)
+            seen.append(room)
 
     monkeypatch.setattr(sealing, "_DerivedKeys", Watched)
     open_sealed(seal())
 
     assert len(seen) == 2
     assert not any(map(any, seen))
+
+
+def test_a_wrapping_key_derives_once_for_each_salt_in_the_memory_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One secret opened three times is derived for once; another secret replaces what was derived for the first."""
+    salts: list[bytes] = []
+    extract = hkdf.extract_into
+
+    def watched(**given: Any) -> None:
+        salts.append(given["salt"])
+        extract(**given)
+
+    monkeypatch.setattr(hkdf, "extract_into", watched)
+    first, second = seal(), seal(plaintext=b"another")
+    room = bytearray(WrappingKey.ROOM_BYTES)
+    room[: len(KEY)] = KEY
+    key = WrappingKey(memoryview(room))
+    salts.clear()
+
+    opened = [open_sealed(sealed, key=key) for sealed in (first, first, first, second, second, first)]
+
+    assert opened == [TOKEN, TOKEN, TOKEN, b"another", b"another", TOKEN]
+    assert salts == [sealing.parse(sealed).salt for sealed in (first, second, first)]
+    assert any(room[len(KEY) :])
+
+
+def test_what_a_wrapping_key_has_derived_opens_nothing_else() -> None:
+    """Neither another context nor another ciphertext under the same salt opens, and the right one still does."""
+    room = bytearray(WrappingKey.ROOM_BYTES)
+    room[: len(KEY)] = KEY
+    key = WrappingKey(memoryview(room))
+    sealed = seal()
+    open_sealed(sealed, key=key)
+    damaged = sealed[:-1] + bytes([sealed[-1] ^ 1])
+
+    with pytest.raises(SealedSecretRefused):
+        open_sealed(damaged, key=key)
+    with pytest.raises(SealedSecretRefused):
+        open_sealed(sealed, key=key, context=replace(CONTEXT, owner="somebody-else"))
+    assert open_sealed(sealed, key=key) == TOKEN
+
+
+def test_a_wrapping_key_takes_exactly_its_room() -> None:
+    for size in (0, len(KEY), WrappingKey.ROOM_BYTES - 1, WrappingKey.ROOM_BYTES + 1):
+        with pytest.raises(ValueError, match="room"):
+            WrappingKey(memoryview(bytearray(size)))
 
 
 def test_intermediate_keys_of_the_derivation_are_wiped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -450,7 +497,7 @@ def test_token_is_not_unwrapped_as_a_master_key() -> None:
 def test_master_key_is_not_opened_with_a_wrapping_key() -> None:
     """Even a record of the HSM's suite that was made with derived keys, commitment and all, is refused by open_into."""
     salt, kind = bytes(12 * [7]) + bytes(20), SecretKind.MASTER_KEY
-    with sealing._DerivedKeys(key=KEY, salt=salt) as derived:
+    with sealing._derived(KEY, salt) as derived:
         header = sealing.SealedHeader(
             suite=sealing.Suite.HSM_AES_256_GCM,
             kind=kind,
