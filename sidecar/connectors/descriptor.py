@@ -7,6 +7,7 @@ that the configuration gives for the provider. Unknown fields are refused.
 import ipaddress
 import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -233,6 +234,7 @@ def _names(value: object) -> Iterator[str]:
         yield from _names(member)
 
 
+@lru_cache(maxsize=256)  # asked for with the same few endpoints, several times a call
 def origin_of(uri: str) -> str:
     """scheme://host:port with the port written (RFC 6454)."""
     parts = urlsplit(uri)

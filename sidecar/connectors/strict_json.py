@@ -36,11 +36,10 @@ def is_json_text(body: bytes) -> bool:
 def text_at(value: JsonObject, name: str, *, max_length: int = 1024) -> str:
     """The text member `name`, or "" where it is missing, of another type, too long or holds control characters."""
     text = value.get(name)
-    if (
-        not isinstance(text, str)
-        or len(text) > max_length
-        or any(unicodedata.category(character) in _NO_TEXT for character in text)
-    ):
+    if not isinstance(text, str) or len(text) > max_length:
+        return ""
+    # What is printable holds neither; only the rest is looked at one by one.
+    if not text.isprintable() and any(unicodedata.category(character) in _NO_TEXT for character in text):
         return ""
     return text
 
@@ -69,7 +68,8 @@ def _read(body: bytes) -> object:
         value = json.loads(body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
     except RecursionError as error:
         raise ValueError("nested too deep") from error
-    if _depth_exceeds(value, _MAX_DEPTH):
+    # A text with fewer brackets than that cannot be nested as deep.
+    if body.count(b"{") + body.count(b"[") >= _MAX_DEPTH and _depth_exceeds(value, _MAX_DEPTH):
         raise ValueError("nested too deep")
     return value
 

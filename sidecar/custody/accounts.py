@@ -1,5 +1,6 @@
 """Account reads: the token's use is on record before the call; a read may be repeated, so an expired token is renewed once."""
 
+import asyncio
 import base64
 import binascii
 import re
@@ -143,8 +144,10 @@ class Accounts:
         read: Callable[[Answer, str], Reading[T] | Problem],
     ) -> Reading[T] | Problem:
         call_id = new_call_id()
-        request = await sign_request(self._hsm, render(access.consent, call_id))
-        await self._store.record([_use(access.consent)])
+        # Neither waits for the other, and the call waits for both: no entry, no act.
+        request, _ = await asyncio.gather(
+            sign_request(self._hsm, render(access.consent, call_id)), self._store.record([_use(access.consent)])
+        )
         outcome = await self._egress.call(
             request,
             wrapped_data_key=access.consent.wrapped_data_key,

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, cast
 
 import grpc
 from google.protobuf.message import Message
+from prometheus_client import Counter, Histogram
 
 from sidecar.domain.audit import AuditDraft, AuditEvent, AuditOutcome
 from sidecar.domain.caller import Caller, Policy
@@ -114,16 +115,22 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic
         self._draining = draining
         self._metrics = metrics
         self._log = log
+        self._handlers: dict[str, RpcHandler] = {}
+        self._callers: dict[WorkloadId, Caller] = {}
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[RpcHandler]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> RpcHandler:
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return handler  # gRPC answers UNIMPLEMENTED
-        return self._guarded(handler, handler_call_details.method)
+        method = handler_call_details.method
+        guarded = self._handlers.get(method)
+        if guarded is None:
+            handler = await continuation(handler_call_details)
+            if handler is None:
+                return handler  # gRPC answers UNIMPLEMENTED; not kept, because anybody may make up methods
+            guarded = self._handlers[method] = self._guarded(handler, method)
+        return guarded
 
     def _guarded(self, handler: RpcHandler, method: str) -> RpcHandler:
         """The handler behind this boundary; it is given the request's bytes."""
@@ -145,8 +152,10 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic
         raise TypeError("no method of the contract streams requests only")
 
     def _unary(self, inner: Handler, method: str, parser: Parser) -> Handler:
+        series = _Series(metrics=self._metrics, method=method, kind="unary")
+
         async def call(data: bytes, context: Context) -> Message:
-            rpc = _Rpc(metrics=self._metrics, method=method, kind="unary")
+            rpc = _Rpc(series)
             try:
                 with self._admitted(method, context):
                     response: Message = await inner(self._request(method, data, parser), context)
@@ -161,10 +170,11 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic
         return call
 
     def _stream(self, inner: StreamHandler, method: str, parser: Parser) -> Callable[..., AsyncIterator[Any]]:
+        one_request = _Series(metrics=self._metrics, method=method, kind="server_stream")
+        many_requests = _Series(metrics=self._metrics, method=method, kind="bidi_stream")
+
         async def call(data: bytes | AsyncIterator[bytes], context: Context) -> AsyncIterator[Message]:
-            rpc = _Rpc(
-                metrics=self._metrics, method=method, kind="server_stream" if isinstance(data, bytes) else "bidi_stream"
-            )
+            rpc = _Rpc(one_request if isinstance(data, bytes) else many_requests)
             try:
                 with self._admitted(method, context):
                     request = (
@@ -232,10 +242,12 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic
             raise CustodyError("DEADLINE_TOO_SHORT", "less than 100 ms were left: nothing was begun")
 
     def _permitted(self, workload: WorkloadId, method: str) -> Caller:
-        caller = self._policy.caller(workload)
+        caller = self._callers.get(workload)
         if caller is None:
-            raise Unauthenticated("CALLER_UNKNOWN", "the policy does not know this workload")
-        caller = caller.acting_as(self._roles)
+            known = self._policy.caller(workload)
+            if known is None:
+                raise Unauthenticated("CALLER_UNKNOWN", "the policy does not know this workload")
+            caller = self._callers[workload] = known.acting_as(self._roles)
         if not caller.roles & METHODS.get(method, frozenset()):
             raise Refused("METHOD_NOT_ALLOWED", "this caller may not use this method here")
         return caller
@@ -258,22 +270,48 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic
         await context.abort(rpc.code, status.message, trailing_metadata=details_metadata(status))
 
 
-class _Rpc:
-    """The metrics of one RPC."""
+class _Series:
+    """The time series of one method, each looked up once: by their labels they are found more slowly than they are counted."""
 
     def __init__(self, *, metrics: Metrics, method: str, kind: str) -> None:
         self.method = method
-        self.code = grpc.StatusCode.CANCELLED
         service, _, name = method.lstrip("/").partition("/")
         self._labels = (kind, service, name)
         self._metrics = metrics
+        self._started: Counter | None = None
+        self._done: dict[grpc.StatusCode, tuple[Counter, Histogram]] = {}
+
+    def begin(self) -> None:
+        if self._started is None:
+            self._started = self._metrics.grpc_started.labels(*self._labels)
+        self._started.inc()
+
+    def end(self, code: grpc.StatusCode, seconds: float) -> None:
+        if code not in self._done:
+            labels = (*self._labels, _CODE_NAMES[code])
+            self._done[code] = self._metrics.grpc_handled.labels(*labels), self._metrics.grpc_seconds.labels(*labels)
+        handled, took = self._done[code]
+        handled.inc()
+        took.observe(seconds)
+
+
+class _Rpc:
+    """One RPC, counted when it begins and when it is done."""
+
+    __slots__ = ("_began", "_series", "code")
+
+    def __init__(self, series: _Series) -> None:
+        self.code = grpc.StatusCode.CANCELLED
+        self._series = series
         self._began = time.monotonic()
-        metrics.grpc_started.labels(*self._labels).inc()
+        series.begin()
+
+    @property
+    def method(self) -> str:
+        return self._series.method
 
     def done(self) -> None:
-        code = _CODE_NAMES[self.code]
-        self._metrics.grpc_handled.labels(*self._labels, code).inc()
-        self._metrics.grpc_seconds.labels(*self._labels, code).observe(time.monotonic() - self._began)
+        self._series.end(self.code, time.monotonic() - self._began)
 
 
 def _status_code(context: Context) -> grpc.StatusCode:

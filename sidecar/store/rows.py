@@ -6,7 +6,7 @@ Rule: a row that holds a state, kind or format that is not known is Corrupt(ENVE
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from functools import wraps
+from functools import lru_cache, wraps
 from typing import Any, TypeVar
 
 from sidecar.domain.consent import AccountReference, Consent, ConsentState, Purpose
@@ -124,7 +124,7 @@ def consent_of(row: Row) -> Consent:
         caller=WorkloadId(caller),
         owner=OwnerId(owner),
         provider=ProviderId(provider),
-        purposes=frozenset(Purpose(purpose) for purpose in _list(purposes)),
+        purposes=_purposes(purposes),
         accounts=tuple(_account(account) for account in _list(accounts)),
         state=ConsentState(state),
         subject_key=subject_key,
@@ -303,6 +303,11 @@ def _list(text: str) -> list[Any]:
     if not isinstance(values, list):
         raise TypeError("not a list")
     return values
+
+
+@lru_cache(maxsize=64)  # a handful of texts, read with every consent
+def _purposes(text: str) -> frozenset[Purpose]:
+    return frozenset(Purpose(purpose) for purpose in _list(text))
 
 
 def _account(value: object) -> AccountReference:
