@@ -6,13 +6,18 @@ Rules
   signed before the commit, so a note is never published before the entries under it are.
 - Nobody is answered before the commit, and all outcomes of a group that did not commit are void, refusals too: they may rest
   on what another command of the group had written.
+- Where the database rolls a transaction back because of another one (40001, 40P01), at whatever statement or at COMMIT, the
+  group is run again, some times at most. So a command may run more than once: it is a function of the transaction alone.
 - Where COMMIT itself fails, the database is asked on a fresh connection whether it happened. If that cannot be told, the
   answer is Unavailable, which every command must bear (repeat, or read the row).
 - The head of the log in memory is replaced after a commit only, and read again after every failure.
+- A database that has lost commits of ours (a replica that took over too early, a backup) is never written to again: dispatch
+  records may be among them.
 """
 
 import asyncio
 import contextlib
+import random
 import threading
 import time
 from collections import deque
@@ -36,6 +41,8 @@ _MAX_GROUP = 128
 _SIGN_SECONDS = 4.5  # less than the 5 s in which a hanging HSM must fail its callers
 _COMMAND_SECONDS = 10.0
 _CLOSE_SECONDS = 60.0
+_MAX_RUNS = 6  # of a group that meets conflicts
+_CONFLICT_PAUSE_SECONDS = 0.005  # at most, after the first; twice as long each time: those who met must not meet again
 
 T = TypeVar("T")
 
@@ -76,6 +83,12 @@ class Database(Protocol):
 
     def spoils_transaction(self, error: Exception) -> bool:
         """Whether the transaction cannot go on after this error of one of its statements."""
+
+    def is_conflict(self, error: Exception) -> bool:
+        """Whether this error says that the transaction was rolled back because of another one, and may be run again."""
+
+    def is_disconnect(self, error: Exception) -> bool:
+        """Whether this error says that the connection is of no more use."""
 
 
 class Transaction:
@@ -146,8 +159,10 @@ class GroupCommitter:
         signer: CheckpointSigner,
         clock: Clock,
         linger_seconds: float,
+        alarm: Callable[[str], None],
     ) -> None:
-        """To be made inside the running loop, which the signer and the answers use."""
+        """To be made inside the running loop, which the signer and the answers use. `alarm` is told the name of an event that
+        somebody must look at; it is called in the writer's thread."""
         self._database = database
         self._log = log
         self._origin = origin
@@ -158,6 +173,9 @@ class GroupCommitter:
         self._queue = _Queue()
         self._connection: WriteConnection | None = None
         self._state: LogState | None = None
+        self._alarm = alarm
+        self._known_commits = 0  # that took place: the database may never say less
+        self._has_lost_commits = False
         self._busy = False  # the last group had company: others are likely to be just behind the next command
         self._flush_due = False
         self._thread = threading.Thread(target=self._work, name="store-writer", daemon=True)
@@ -237,13 +255,10 @@ class GroupCommitter:
     def _transact(self, group: Sequence[_Waiting[object]]) -> None:
         try:
             self._database.check_unchanged()
-            connection, state = self._ready()
-            connection.begin()
-            transaction = Transaction(connection=connection, log=self._log, state=state, clock=self._clock)
-            for waiting in group:
-                self._execute(transaction, connection, waiting)
-            self._sign_if_needed(transaction, group)
-            self._commit(transaction, connection, state)
+            run = 1
+            while not self._run_once(group, is_last=run == _MAX_RUNS):
+                time.sleep(random.uniform(0, _CONFLICT_PAUSE_SECONDS * 2**run))  # noqa: S311 - no secret
+                run += 1
         except _CheckpointFailed:
             self._drop_connection()
             raise
@@ -252,13 +267,56 @@ class GroupCommitter:
             for waiting in group:
                 waiting.fail(self._store_error(error))
 
+    def _run_once(self, group: Sequence[_Waiting[object]], *, is_last: bool) -> bool:
+        """False where a conflict has undone it all; the last run raises it instead."""
+        connection, state = self._begin()
+        try:
+            transaction = Transaction(connection=connection, log=self._log, state=state, clock=self._clock)
+            for waiting in group:
+                self._execute(transaction, connection, waiting)
+            self._sign_if_needed(transaction, group)
+            self._commit(transaction, connection, state)
+        except self._database.driver_error as error:
+            if is_last or not self._database.is_conflict(error):
+                raise
+            connection.roll_back()
+            return False
+        return True
+
+    def _begin(self) -> tuple[WriteConnection, LogState]:
+        """A transaction is begun. A kept connection may have died while nobody used it: then a new one takes its place."""
+        is_kept = self._connection is not None
+        connection, state = self._ready()
+        try:
+            connection.begin()
+        except self._database.driver_error as error:
+            if not is_kept or not self._database.is_disconnect(error):
+                raise
+            self._drop_connection()
+            connection, state = self._ready()
+            connection.begin()
+        return connection, state
+
     def _ready(self) -> tuple[WriteConnection, LogState]:
         """The connection and the head; after a failure both are made anew from the database."""
+        if self._has_lost_commits:
+            raise _lost_commits()
         if self._connection is None or self._state is None:
             self._drop_connection()
             self._connection = self._database.connect()
-            self._state = self._log.state(self._connection, self._origin)
+            self._state = self._state_at_rest(self._connection)
         return self._connection, self._state
+
+    def _state_at_rest(self, connection: WriteConnection) -> LogState:
+        """Waits until a transaction of ours that may still be under way, on a connection that we gave up, has ended."""
+        connection.begin()
+        state = self._log.state(connection, self._origin)
+        connection.roll_back()
+        if state.commits < self._known_commits:
+            self._has_lost_commits = True
+            self._alarm("store_lost_commits")
+            raise _lost_commits()
+        return state
 
     def _execute(self, transaction: Transaction, connection: WriteConnection, waiting: _Waiting[object]) -> None:
         state, wrote = transaction.state, transaction.wrote
@@ -305,21 +363,34 @@ class GroupCommitter:
         try:
             connection.commit()
         except self._database.driver_error as error:
+            if self._database.is_conflict(error):
+                raise
             if not self._happened(after):
                 raise Unavailable("STORE_UNAVAILABLE", "the database did not commit; try again") from error
-        self._state = after
+        else:
+            self._keep(after)
 
     def _happened(self, after: LogState) -> bool:
         """Whether the commit that failed took place. The count of commits tells: only this thread moves it.
 
-        What is only visible may still be lost, so it counts after it has been brought to its final place on disk.
+        What is only visible may still be lost, so it counts after one more commit has succeeded: logs are flushed, and sent to
+        replicas, in order.
         """
         self._drop_connection()
         connection, state = self._ready()
         if state != after:
             return False
+        proof = replace(after, commits=after.commits + 1)
+        connection.begin()
+        self._log.move(connection, before=after, after=proof)
+        connection.commit()
         connection.flush()
+        self._keep(proof)
         return True
+
+    def _keep(self, state: LogState) -> None:
+        """The transaction that led to `state` is durable."""
+        self._state, self._known_commits = state, state.commits
 
     def _answer(self, group: Sequence[_Waiting[object]]) -> None:
         self._loop.call_soon_threadsafe(_hand_out, group)
@@ -361,6 +432,13 @@ class GroupCommitter:
             ours = Unavailable("STORE_UNAVAILABLE", "the database does not answer; try again")
         ours.__cause__ = error
         return ours
+
+
+def _lost_commits() -> Unavailable:
+    return Unavailable(
+        "AUDIT_UNAVAILABLE",
+        "the database has lost transactions that were committed, and is not written to; page somebody",
+    )
 
 
 def _no_checkpoint() -> Unavailable:

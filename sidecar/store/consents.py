@@ -43,6 +43,11 @@ class ConsentTables:
             dialect,
         )
         self._get = Statement(select(table).where(table.c.id == named("id")), dialect)
+        self._get_for_payment = Statement(
+            # Locked against changes until the dispatch is committed: a revocation is answered before or after it, never meanwhile.
+            select(table).where(table.c.id == named("id")).with_for_update(read=True),
+            dialect,
+        )
         self._expired = Statement(
             select(table)
             .where(table.c.state.in_(_CAN_EXPIRE), table.c.expire_time <= named("now"))
@@ -116,9 +121,10 @@ class ConsentTables:
 
     def check_pays(self, connection: Connection, consent: ConsentId, now: datetime) -> None:
         """Raises PreconditionFailed, with the consent's own reason, unless a payment may be sent under it at `now`."""
-        found = self.get(connection, consent)
-        if found is None:
+        rows = connection.rows(self._get_for_payment, {"id": consent})
+        if not rows:
             raise Internal("a payment without its consent")
+        found = consent_of(rows[0])
         found.check_usable(Purpose.PAYMENTS, now)
         if not found.wrapped_data_key:
             raise found.not_active()

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import select, update
 
 from sidecar.errors import StaleVersion
 from sidecar.ports import MasterKeyRecord
 from sidecar.store.rows import master_key_of, to_microseconds
 from sidecar.store.schema import MASTER_KEYS
-from sidecar.store.statements import Connection, SqlDialect, Statement, Value, named
+from sidecar.store.statements import Connection, SqlDialect, Statement, Value
 
 __all__ = ["MasterKeyTable"]
 
@@ -17,15 +17,16 @@ class MasterKeyTable:
     def __init__(self, dialect: SqlDialect) -> None:
         table = MASTER_KEYS
         self._retire = Statement(update(table).where(table.c.current == 1).values(current=0), dialect)
-        self._insert = Statement(insert(table), dialect)
-        self._version = Statement(select(table.c.version).where(table.c.version == named("version")), dialect)
+        self._lock = Statement(select(table.c.version).where(table.c.current == 1).with_for_update(), dialect)
+        self._insert = Statement(dialect.insert_unless_there(table), dialect)
         self._all = Statement(select(table).order_by(table.c.version), dialect)
 
     def add(self, connection: Connection, record: MasterKeyRecord) -> None:
         """A current record takes the place of the one before. Raises StaleVersion when the version exists."""
-        if connection.rows(self._version, {"version": record.version}):
-            raise StaleVersion
         if record.current:
+            connection.rows(
+                self._lock, {}
+            )  # waits for another sidecar that does the same; what it made current is then seen
             connection.change(self._retire, {})
         values: dict[str, Value] = {
             "version": record.version,
@@ -35,7 +36,8 @@ class MasterKeyTable:
             "current": int(record.current),
             "create_time": to_microseconds(record.create_time),
         }
-        connection.change(self._insert, values)
+        if connection.change(self._insert, values) != 1:
+            raise StaleVersion
 
     def all(self, connection: Connection) -> Sequence[MasterKeyRecord]:
         return [master_key_of(row) for row in connection.rows(self._all, {})]

@@ -39,15 +39,14 @@ class LogTables:
     def __init__(self, dialect: SqlDialect) -> None:
         heads, leaves, notes = LOG_HEADS, LOG_LEAVES, LOG_CHECKPOINTS
         this_log = leaves.c.origin == named("origin")
-        self._instances = Statement(select(INSTANCES.c.origin), dialect)
+        self._instances = Statement(select(INSTANCES.c.id, INSTANCES.c.origin), dialect)
         self._add_instance = Statement(insert(INSTANCES), dialect)
         self._add_head = Statement(insert(heads), dialect)
-        self._head = Statement(
-            select(heads.c.head, heads.c.size, heads.c.covered_size, heads.c.commits).where(
-                heads.c.origin == named("origin")
-            ),
-            dialect,
+        head = select(heads.c.head, heads.c.size, heads.c.covered_size, heads.c.commits).where(
+            heads.c.origin == named("origin")
         )
+        self._head = Statement(head, dialect)
+        self._head_at_rest = Statement(head.with_for_update(), dialect)
         self._move_head = Statement(
             update(heads)
             .where(heads.c.origin == named("at_origin"), heads.c.commits == named("at_commits"))
@@ -82,8 +81,9 @@ class LogTables:
             dialect,
         )
 
-    def origins(self, connection: Connection) -> Sequence[str]:
-        return [origin for (origin,) in connection.rows(self._instances, {})]
+    def origins(self, connection: Connection) -> dict[str, str]:
+        """The origin of each instance's log."""
+        return dict(connection.rows(self._instances, {}))
 
     def add_instance(self, connection: Connection, *, identifier: str, origin: str, now: datetime) -> None:
         """A new instance with an empty log."""
@@ -99,8 +99,11 @@ class LogTables:
         connection.change(self._add_head, empty)
 
     def state(self, connection: Connection, origin: str) -> LogState:
-        """Raises LogCorrupt where the head is gone, damaged or of another log."""
-        rows = connection.rows(self._head, {"origin": origin})
+        """The head, once no earlier transaction of this instance is under way any more: to be called in a transaction.
+
+        Raises LogCorrupt where the head is gone, damaged or of another log.
+        """
+        rows = connection.rows(self._head_at_rest, {"origin": origin})
         if not rows:
             raise LogCorrupt("the log has no head")
         data, size, covered_size, commits = rows[0]

@@ -63,9 +63,7 @@ def _words(states: Iterable[PaymentState]) -> str:
 
 _NOT_FINAL = f"state NOT IN ({_words(TERMINAL)})"
 # Written out, as in the indexes payments_due_*: SQLite takes a partial index only for the same words.
-_IS_UNKNOWN = (
-    f"+state IN ({_words(_OUTCOME_UNKNOWN)})"  # + keeps it from the index payments_by_state, and so from sorting
-)
+_IS_UNKNOWN = f"IN ({_words(_OUTCOME_UNKNOWN)})"
 _IS_OTHER = f"state NOT IN ({_words(TERMINAL | _OUTCOME_UNKNOWN)})"
 _BEFORE_ALL = (-(2**63), "")  # next_attempt_time and id, below those of every row
 _TIME, _ID = ([column.name for column in _COLUMNS].index(name) for name in ("next_attempt_time", "id"))
@@ -85,7 +83,10 @@ class PaymentTable:
         self._list = Listing(dialect, _COLUMNS)
         self._insert = Statement(insert(table), dialect)
         self._seen = Statement(
-            select(table.c.state, table.c.epoch, table.c.dispatch_epoch).where(table.c.id == named("id")), dialect
+            select(table.c.state, table.c.epoch, table.c.dispatch_epoch)
+            .where(table.c.id == named("id"))
+            .with_for_update(),  # so that what was seen is what the change meets, also where others write at the same time
+            dialect,
         )
         self._update = Statement(update(table).where(*as_seen).values(changes), dialect)
         self._dispatch = Statement(
@@ -95,7 +96,7 @@ class PaymentTable:
             dialect,
         )
         self._get = Statement(select(*_COLUMNS).where(table.c.id == named("id")), dialect)
-        self._due_unknown = Statement(_due(_IS_UNKNOWN), dialect)
+        self._due_unknown = Statement(_due(f"{dialect.without_index('state')} {_IS_UNKNOWN}"), dialect)
         self._due_others = Statement(_due(_IS_OTHER), dialect)
         self._counts = Statement(select(table.c.state, func.count()).group_by(table.c.state), dialect)
 

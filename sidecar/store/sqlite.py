@@ -10,8 +10,9 @@ import fcntl
 import os
 import sqlite3
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from sqlalchemy.dialects import sqlite as core_sqlite
 from sqlalchemy.engine.interfaces import Dialect
@@ -22,7 +23,7 @@ from sidecar.errors import Corrupt, CustodyError, Internal, Unavailable
 from sidecar.store.errors import RESTORING, StoreRefused
 from sidecar.store.fingerprint import SCHEMA_OBJECTS, fingerprints
 from sidecar.store.schema import SCHEMA_REVISION
-from sidecar.store.statements import Row, Statement, Value
+from sidecar.store.statements import Connection, Row, Statement, Value
 
 __all__ = [
     "FileLock",
@@ -59,12 +60,20 @@ _NETWORK_FILE_SYSTEMS = {
 }
 
 
+T = TypeVar("T")
+
+
 class SqliteDialect:
+    schema: str | None = None
+
     def __init__(self) -> None:
         self.core: Dialect = core_sqlite.dialect(paramstyle="qmark")
 
     def insert_unless_there(self, table: Table) -> Insert:
         return core_sqlite.insert(table).on_conflict_do_nothing(index_elements=list(table.primary_key.columns))
+
+    def without_index(self, column: str) -> str:
+        return f"+{column}"
 
 
 class SqliteConnection:
@@ -163,7 +172,10 @@ class FileLock:
 
 
 class SqliteDatabase:
-    """The checked file. `connect` and `check_unchanged` are all that the store needs of it afterwards."""
+    """The checked file: `sidecar.store.store.Database` on SQLite.
+
+    Reads run in the loop's thread on a connection of their own: an indexed read costs less than a hop to another thread would.
+    """
 
     def __init__(self, path: Path, *, synchronous: str = "FULL") -> None:
         """Raises StoreRefused when the file, its place or its schema is not as it must be."""
@@ -181,6 +193,28 @@ class SqliteDatabase:
             raise StoreRefused("the database cannot be read", path=self.path) from error
         finally:
             first.close()
+        self._reader: SqliteConnection | None = None
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    async def read(self, query: Callable[[Connection], T]) -> T:
+        if self._reader is None:
+            raise Unavailable("STORE_UNAVAILABLE", "the store is closed")
+        try:
+            return query(self._reader)
+        except sqlite3.Error as error:
+            raise our_error(error) from error
+
+    def open_reader(self) -> None:
+        """From its first read on, the reader keeps the write-ahead log in being, which `check_unchanged` watches."""
+        self._reader = self.connect(read_only=True)
+        self._reader.driver.execute("SELECT count(*) FROM sqlite_master").fetchone()
+
+    async def close(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
 
     def connect(self, *, read_only: bool = False) -> SqliteConnection:
         try:
@@ -199,6 +233,13 @@ class SqliteDatabase:
         """After a full disk, an I/O error or a broken file SQLite may have rolled all back; after a constraint it has not."""
         harmless = sqlite3.IntegrityError | sqlite3.DataError | sqlite3.InterfaceError | sqlite3.ProgrammingError
         return isinstance(error, sqlite3.Error) and not isinstance(error, harmless)
+
+    def is_conflict(self, error: Exception) -> bool:  # noqa: ARG002 - the port's
+        """Never: one transaction writes at a time."""
+        return False
+
+    def is_disconnect(self, error: Exception) -> bool:  # noqa: ARG002 - the port's
+        return False
 
     def check_unchanged(self) -> None:
         """SQLite goes on writing into a file that was removed or replaced, and all of it would be lost.

@@ -36,8 +36,15 @@ class SqlDialect(Protocol):
     @property
     def core(self) -> Dialect: ...
 
+    @property
+    def schema(self) -> str | None:
+        """The schema that every table's name is qualified with, where the database has schemas."""
+
     def insert_unless_there(self, table: Table) -> Insert:
         """Inserts a row, or nothing where the primary key is taken."""
+
+    def without_index(self, column: str) -> str:
+        """The column as SQL, so that no index on it is chosen where another one sorts."""
 
 
 def named(name: str) -> BindParameter[Any]:
@@ -51,7 +58,12 @@ class Statement:
     __slots__ = ("_fixed", "_names", "text")
 
     def __init__(self, element: ClauseElement, dialect: SqlDialect) -> None:
-        compiled = element.compile(dialect=dialect.core, compile_kwargs={"render_postcompile": True})
+        compiled = element.compile(
+            dialect=dialect.core,
+            schema_translate_map={None: dialect.schema} if dialect.schema else None,
+            render_schema_translate=bool(dialect.schema),
+            compile_kwargs={"render_postcompile": True},
+        )
         assert isinstance(compiled, SQLCompiler)
         self.text = str(compiled)
         self._names = tuple(compiled.positiontup or ())

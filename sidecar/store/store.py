@@ -1,21 +1,22 @@
-"""`sidecar.ports.Store` on SQLite. Each command reads as what happens in its one transaction.
+"""`sidecar.ports.Store` on SQL. Each command reads as what happens in its one transaction.
 
-Reads run in the loop's thread on a connection of their own: an indexed read costs less than a hop to another thread would.
+What differs between databases is behind `Database`, and in how a store is opened and whose log it continues.
 """
 
-import sqlite3
+import asyncio
+import contextlib
 import uuid
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Protocol, Self, TypeVar
 
 from sidecar.audit.errors import EntryRefused, LogCorrupt
 from sidecar.domain.audit import AuditDraft, AuditEvent
 from sidecar.domain.consent import Consent, ConsentState
 from sidecar.domain.ids import ConsentId, PaymentId, ProviderId, RequestId, WorkloadId
 from sidecar.domain.payment import DispatchPermit, Payment, PaymentState
-from sidecar.errors import Internal, Unavailable
+from sidecar.errors import Internal
 from sidecar.ports import (
     CheckpointSigner,
     Claim,
@@ -28,68 +29,53 @@ from sidecar.ports import (
     SecretsChange,
     StoredLeaf,
 )
-from sidecar.store.committer import GroupCommitter, Transaction
+from sidecar.store import committer
+from sidecar.store.committer import GroupCommitter, Transaction, WriteConnection
 from sidecar.store.consents import ConsentTables
 from sidecar.store.errors import RESTORING, StoreRefused
 from sidecar.store.keys import MasterKeyTable
 from sidecar.store.log import LogTables
 from sidecar.store.payments import PaymentTable
+from sidecar.store.postgresql import PostgresqlDatabase
 from sidecar.store.prepare import migrate_in_subprocess
 from sidecar.store.requests import ClaimTable
-from sidecar.store.sqlite import FileLock, SqliteConnection, SqliteDatabase, check_file, our_error
+from sidecar.store.sqlite import FileLock, SqliteDatabase, check_file
+from sidecar.store.statements import Connection, SqlDialect
 
-__all__ = ["SqliteStore"]
+__all__ = ["PostgresqlStore", "SqliteStore"]
 
 T = TypeVar("T")
+Alarm = Callable[[str], None]
 
 
-class SqliteStore:
-    """Made by `open`, ended by `close`. `origin` names the log of this database file: audit/CLUSTER/INSTANCE."""
+class Database(committer.Database, Protocol):
+    """What the store needs of a database, beside what the writer needs. `str()` of it says where it is, without secrets."""
 
-    @classmethod
-    async def open(
-        cls,
-        *,
-        path: Path,
-        cluster: str,
-        signer: CheckpointSigner,
-        clock: Clock,
-        linger_seconds: float = 0.002,
-        synchronous: str = "FULL",
-        migrate: bool = True,
-    ) -> Self:
-        """Opens the database, which is made or migrated first (in a short-lived process) unless `migrate` is False.
+    @property
+    def dialect(self) -> SqlDialect: ...
 
-        Raises StoreRefused where the file, its place, its settings or its schema are not as they must be, where another
-        sidecar has it, or where its log is damaged. The caller puts SIDECAR_STARTED on record before anything else: the
-        log refuses other entries once the machine has been restarted.
-        """
-        if migrate:
-            await migrate_in_subprocess(path)
-        lock = FileLock(check_file(path))
-        try:
-            database = SqliteDatabase(path, synchronous=synchronous)
-            return cls(
-                database=database,
-                lock=lock,
-                cluster=cluster,
-                signer=signer,
-                clock=clock,
-                linger_seconds=linger_seconds,
-            )
-        except BaseException:
-            lock.release()
-            raise
+    async def read(self, query: Callable[[Connection], T]) -> T:
+        """The value of `query`, which may be run more than once. Raises what it raises, Unavailable, and Corrupt."""
+
+    async def close(self) -> None: ...
+
+
+def _no_alarm(event: str) -> None:
+    """Where nobody is to be told."""
+
+
+class SqlStore:
+    """The commands and reads. `origin` names the log of this instance: audit/CLUSTER/INSTANCE."""
 
     def __init__(
         self,
         *,
-        database: SqliteDatabase,
-        lock: FileLock,
-        cluster: str,
+        database: Database,
+        origin: str,
         signer: CheckpointSigner,
         clock: Clock,
         linger_seconds: float,
+        alarm: Alarm = _no_alarm,
     ) -> None:
         dialect = database.dialect
         self._consents = ConsentTables(dialect)
@@ -97,28 +83,23 @@ class SqliteStore:
         self._claims = ClaimTable(dialect)
         self._keys = MasterKeyTable(dialect)
         self._log = LogTables(dialect)
-        self._lock = lock
-        self.origin = _instance(database, self._log, cluster=cluster, clock=clock)
-        self._reader: SqliteConnection | None = database.connect(read_only=True)
-        self._log.position(
-            self._reader, self.origin
-        )  # from its first read on, the reader keeps the write-ahead log in being
+        self._database = database
+        self._read = database.read
+        self.origin = origin
         self._committer = GroupCommitter(
             database=database,
             log=self._log,
-            origin=self.origin,
+            origin=origin,
             signer=signer,
             clock=clock,
             linger_seconds=linger_seconds,
+            alarm=alarm,
         )
 
     async def close(self) -> None:
-        """Finishes the commands that wait, then lets go of the file."""
+        """Finishes the commands that wait, then lets go of the database."""
         await self._committer.close()
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None
-        self._lock.release()
+        await self._database.close()
 
     # -- consents
 
@@ -153,16 +134,16 @@ class SqliteStore:
         return await self._committer.run(command, shreds=shreds)
 
     async def consent(self, consent: ConsentId) -> Consent | None:
-        return self._read(lambda reader: self._consents.get(reader, consent))
+        return await self._read(lambda reader: self._consents.get(reader, consent))
 
     async def consents(self, where: ConsentFilter, *, after: str, limit: int) -> Sequence[Consent]:
-        return self._read(lambda reader: self._consents.list(reader, where, after=after, limit=limit))
+        return await self._read(lambda reader: self._consents.list(reader, where, after=after, limit=limit))
 
     async def expired_consents(self, now: datetime, *, limit: int) -> Sequence[Consent]:
-        return self._read(lambda reader: self._consents.expired(reader, now, limit=limit))
+        return await self._read(lambda reader: self._consents.expired(reader, now, limit=limit))
 
     async def secrets(self, consent: ConsentId) -> ConsentSecrets:
-        return self._read(lambda reader: self._consents.secrets(reader, consent))
+        return await self._read(lambda reader: self._consents.secrets(reader, consent))
 
     async def take_refresh_lease(
         self, consent: ConsentId, *, holder: str, now: datetime, seconds: float, audit: AuditDraft
@@ -218,18 +199,18 @@ class SqliteStore:
         return DispatchPermit(payment=payment.id, epoch=payment.epoch)  # the only one: its record is durable and signed
 
     async def payment(self, payment: PaymentId) -> Payment | None:
-        return self._read(lambda reader: self._payments.get(reader, payment))
+        return await self._read(lambda reader: self._payments.get(reader, payment))
 
     async def payments(self, where: PaymentFilter, *, after: str, limit: int) -> Sequence[Payment]:
-        return self._read(lambda reader: self._payments.list(reader, where, after=after, limit=limit))
+        return await self._read(lambda reader: self._payments.list(reader, where, after=after, limit=limit))
 
     async def due_payments(self, now: datetime, *, limit: int) -> Sequence[Payment]:
-        return self._read(lambda reader: self._payments.due(reader, now, limit=limit))
+        return await self._read(lambda reader: self._payments.due(reader, now, limit=limit))
 
     # -- requests, keys, log
 
     async def claim(self, caller: WorkloadId, request_id: RequestId) -> Claim | None:
-        return self._read(lambda reader: self._claims.get(reader, caller, request_id))
+        return await self._read(lambda reader: self._claims.get(reader, caller, request_id))
 
     async def record(self, audit: Sequence[AuditDraft], *, claim: Claim | None = None) -> Claim | None:
         def command(transaction: Transaction) -> Claim | None:
@@ -248,64 +229,166 @@ class SqliteStore:
         await self._committer.run(command)
 
     async def master_keys(self) -> Sequence[MasterKeyRecord]:
-        return self._read(self._keys.all)
+        return await self._read(self._keys.all)
 
     async def leaves(self, *, start: int, limit: int) -> Sequence[StoredLeaf]:
-        return self._read(lambda reader: self._log.leaves(reader, self.origin, start=start, limit=limit))
+        return await self._read(lambda reader: self._log.leaves(reader, self.origin, start=start, limit=limit))
 
     async def checkpoints(self, *, start_size: int, limit: int) -> Sequence[tuple[int, str]]:
-        return self._read(lambda reader: self._log.checkpoints(reader, self.origin, start_size=start_size, limit=limit))
+        return await self._read(
+            lambda reader: self._log.checkpoints(reader, self.origin, start_size=start_size, limit=limit)
+        )
 
     async def log_position(self) -> LogPosition:
-        return self._read(lambda reader: self._log.position(reader, self.origin))
+        return await self._read(lambda reader: self._log.position(reader, self.origin))
 
     async def sign_pending(self) -> None:
         await self._committer.run(lambda transaction: None, signed=True)  # noqa: ARG005 - the signing is all there is to do
 
     async def consent_counts(self) -> dict[ConsentState, int]:
-        return self._read(self._consents.counts)
+        return await self._read(self._consents.counts)
 
     async def payment_counts(self) -> dict[PaymentState, int]:
-        return self._read(self._payments.counts)
+        return await self._read(self._payments.counts)
 
     async def tokens_expiring(self, before: datetime) -> dict[ProviderId, int]:
-        return self._read(lambda reader: self._consents.expiring(reader, before))
+        return await self._read(lambda reader: self._consents.expiring(reader, before))
 
-    def _read(self, query: Callable[[SqliteConnection], T]) -> T:
-        if self._reader is None:
-            raise Unavailable("STORE_UNAVAILABLE", "the store is closed")
+
+class SqliteStore(SqlStore):
+    """On a file of its own. Made by `open`, ended by `close`."""
+
+    @classmethod
+    async def open(
+        cls,
+        *,
+        path: Path,
+        cluster: str,
+        signer: CheckpointSigner,
+        clock: Clock,
+        linger_seconds: float = 0.002,
+        synchronous: str = "FULL",
+        migrate: bool = True,
+        alarm: Alarm = _no_alarm,
+    ) -> Self:
+        """Opens the database, which is made or migrated first (in a short-lived process) unless `migrate` is False.
+
+        Raises StoreRefused where the file, its place, its settings or its schema are not as they must be, where another
+        sidecar has it, or where its log is damaged. The caller puts SIDECAR_STARTED on record before anything else: the
+        log refuses other entries once the machine has been restarted.
+        """
+        if migrate:
+            await migrate_in_subprocess(path)
+        lock = FileLock(check_file(path))
         try:
-            return query(self._reader)
-        except sqlite3.Error as error:
-            raise our_error(error) from error
+            database = SqliteDatabase(path, synchronous=synchronous)
+            return cls(
+                database=database,
+                lock=lock,
+                cluster=cluster,
+                signer=signer,
+                clock=clock,
+                linger_seconds=linger_seconds,
+                alarm=alarm,
+            )
+        except BaseException:
+            lock.release()
+            raise
+
+    def __init__(
+        self,
+        *,
+        database: SqliteDatabase,
+        lock: FileLock,
+        cluster: str,
+        signer: CheckpointSigner,
+        clock: Clock,
+        linger_seconds: float,
+        alarm: Alarm = _no_alarm,
+    ) -> None:
+        self._lock = lock
+        with contextlib.closing(database.connect()) as connection:
+            origin = _instance(database, connection, cluster=cluster, clock=clock)
+        database.open_reader()
+        super().__init__(
+            database=database, origin=origin, signer=signer, clock=clock, linger_seconds=linger_seconds, alarm=alarm
+        )
+
+    async def close(self) -> None:
+        await super().close()
+        self._lock.release()
 
 
-def _instance(database: SqliteDatabase, log: LogTables, *, cluster: str, clock: Clock) -> str:
-    """The origin of this file's log, which is begun here the first time. Raises StoreRefused where it is not sound."""
-    connection = database.connect()
+class PostgresqlStore(SqlStore):
+    """On a database that many sidecars share, each with a log of its own. Made by `open`, ended by `close`."""
+
+    @classmethod
+    async def open(
+        cls,
+        *,
+        url: str,
+        instance: str,
+        cluster: str,
+        signer: CheckpointSigner,
+        clock: Clock,
+        linger_seconds: float = 0.002,
+        synchronous_commit: str = "on",
+        read_connections: int = 4,
+        alarm: Alarm = _no_alarm,
+    ) -> Self:
+        """Goes on with the log of the process that had the name `instance` before, or begins one.
+
+        Raises StoreRefused where address, server, role or schema are not as they must be, where another process has the name,
+        or where the log is damaged. As with `SqliteStore`, SIDECAR_STARTED comes first on record.
+        """
+
+        def checked() -> tuple[PostgresqlDatabase, str]:
+            database = PostgresqlDatabase(
+                url, instance=instance, synchronous_commit=synchronous_commit, read_connections=read_connections
+            )
+            try:
+                return database, _instance(database, database.first, cluster=cluster, clock=clock, name=instance)
+            except BaseException:
+                database.first.close()
+                raise
+
+        database, origin = await asyncio.to_thread(checked)
+        return cls(
+            database=database, origin=origin, signer=signer, clock=clock, linger_seconds=linger_seconds, alarm=alarm
+        )
+
+
+def _instance(
+    database: Database, connection: WriteConnection, *, cluster: str, clock: Clock, name: str | None = None
+) -> str:
+    """The origin of this instance's log, which is begun here the first time. Without a name there is one instance only.
+
+    Raises StoreRefused where it is not sound.
+    """
+    log = LogTables(database.dialect)
     try:
         connection.begin()
         origins = log.origins(connection)
-        if not origins:
-            origins = [_begin_log(connection, log, cluster=cluster, clock=clock)]
+        known = origins.get(name) if name else next(iter(origins.values()), None)
+        origin = known or _begin_log(connection, log, name=name, cluster=cluster, clock=clock)
+        clusters = {each.rpartition("/")[0] for each in (*origins.values(), origin)}
+        if clusters != {f"audit/{cluster}"} or (name is None and len(origins) > 1):
+            raise StoreRefused("the database belongs to another cluster", path=str(database))
+        log.check_end(connection, log.state(connection, origin))
         connection.commit()
-        if len(origins) != 1 or origins[0].rpartition("/")[0] != f"audit/{cluster}":
-            raise StoreRefused("the database belongs to another cluster", path=database.path)
-        log.check_end(connection, log.state(connection, origins[0]))
     except LogCorrupt as error:
-        raise StoreRefused(f"{error.message}; {RESTORING}", path=database.path) from error
-    except sqlite3.Error as error:
-        raise StoreRefused("the database cannot be read or written", path=database.path) from error
-    finally:
-        connection.close()
-    return origins[0]
+        raise StoreRefused(f"{error.message}; {RESTORING}", path=str(database)) from error
+    except database.driver_error as error:
+        raise StoreRefused("the database cannot be read or written", path=str(database)) from error
+    return origin
 
 
-def _begin_log(connection: SqliteConnection, log: LogTables, *, cluster: str, clock: Clock) -> str:
+def _begin_log(connection: WriteConnection, log: LogTables, *, name: str | None, cluster: str, clock: Clock) -> str:
+    """Named by a new UUID and not by the instance's name: a log that is begun again in another database is another log."""
     identifier = str(uuid.uuid4())
     origin = f"audit/{cluster}/{identifier}"
     try:
-        log.add_instance(connection, identifier=identifier, origin=origin, now=clock.now())
+        log.add_instance(connection, identifier=name or identifier, origin=origin, now=clock.now())
     except EntryRefused as error:
         raise StoreRefused("the name of the cluster must be visible ASCII without '+'") from error
     return origin

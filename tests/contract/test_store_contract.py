@@ -1,4 +1,4 @@
-"""The contract of `sidecar.ports.Store`, on the fake and on SQLite: every method, and each promise of the port's docstrings."""
+"""The contract of `sidecar.ports.Store`, on the fake, on SQLite and on PostgreSQL: each method and promise of the port."""
 
 import asyncio
 import io
@@ -25,6 +25,7 @@ from sidecar.domain.secrets import SealedSecret, SecretKind
 from sidecar.errors import CustodyError, Internal, PreconditionFailed, StaleVersion, Unavailable
 from sidecar.ports import ConsentFilter, MasterKeyRecord, PaymentFilter, SecretsChange, Store
 from tests.fakes.store import FakeStore, HandClock, SoftwareSigner
+from tests.unit.store import postgresql
 from tests.unit.store.support import (
     CALLER,
     NOW,
@@ -92,9 +93,9 @@ Scenario = Callable[[World], Coroutine[Any, Any, None]]
 
 
 def on_each_store(scenario: Scenario) -> Callable[[str, Path], None]:
-    """The test `scenario`, run on the fake and on SQLite."""
+    """The test `scenario`, run on the fake, on SQLite and on PostgreSQL."""
 
-    @pytest.mark.parametrize("kind", ["fake", "sqlite"])
+    @pytest.mark.parametrize("kind", ["fake", "sqlite", "postgresql"])
     def test(kind: str, tmp_path: Path) -> None:
         asyncio.run(_run(kind, tmp_path, scenario))
 
@@ -107,6 +108,10 @@ async def _run(kind: str, tmp_path: Path, scenario: Scenario) -> None:
     async with asyncio.timeout(60):
         if kind == "fake":
             await scenario(World(store=FakeStore(signer=signer, clock=clock), signer=signer, clock=clock))
+            return
+        if kind == "postgresql":
+            async with postgresql.opened(postgresql.new_database(), signer=signer, clock=clock) as shared:
+                await scenario(World(store=shared, signer=signer, clock=clock))
             return
         async with opened(new_database(tmp_path), signer=signer, clock=clock) as store:
             await scenario(World(store=store, signer=signer, clock=clock))

@@ -7,7 +7,7 @@ from sidecar.store.schema import METADATA
 context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=METADATA,
-    transactional_ddl=True,  # SQLite can; the connection begins its transactions itself
+    transactional_ddl=True,  # both databases can; the connection begins its transactions itself
     transaction_per_migration=False,
 )
 with context.begin_transaction():

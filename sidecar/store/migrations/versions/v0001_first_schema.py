@@ -247,6 +247,46 @@ _TRIGGERS = (
 )
 
 
+# On PostgreSQL: a TRUNCATE is no DELETE to its triggers.
+_KEPT = ("instances", "claims", "consents", "payments", "log_heads", "log_leaves", "log_checkpoints")
+_REFUSE = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  RAISE EXCEPTION '%', TG_ARGV[0] USING ERRCODE = 'integrity_constraint_violation';
+END
+$$
+"""
+
+
 def upgrade() -> None:
-    for statement in (*_TABLES, *_INDEXES, *_TRIGGERS):
+    statements: tuple[str, ...] = (*_TABLES, *_INDEXES, *_TRIGGERS)
+    if op.get_bind().dialect.name == "postgresql":
+        statements = (_REFUSE, *map(_for_postgresql, statements), *map(_refuses_truncate, _KEPT))
+    for statement in statements:
         op.execute(statement)
+
+
+def _for_postgresql(statement: str) -> str:
+    """The same rules in the other's words. Texts compare by their bytes, as in SQLite and Python, and not by a locale."""
+    if statement.startswith("CREATE TRIGGER"):
+        rule, _, why = statement.partition(" BEGIN SELECT RAISE(ABORT, ")
+        event, _, condition = rule.partition(" WHEN ")
+        when = f" WHEN ({condition})" if condition else ""
+        return f"{event} FOR EACH ROW{when} EXECUTE FUNCTION refuse({why.removesuffix('); END')})"
+    words = (
+        ("INTEGER", "BIGINT"),
+        ("BLOB", "BYTEA"),
+        (" TEXT", ' TEXT COLLATE "C"'),
+        (") STRICT", ")"),
+        ("+state", "state"),
+    )
+    for ours, theirs in words:
+        statement = statement.replace(ours, theirs)
+    return statement
+
+
+def _refuses_truncate(table: str) -> str:
+    return (
+        f"CREATE TRIGGER {table}_not_truncated BEFORE TRUNCATE ON {table} FOR EACH STATEMENT"
+        f" EXECUTE FUNCTION refuse('{table} is never emptied')"
+    )
