@@ -3,7 +3,7 @@
 # PYTHON=…       the Python to set up with (default: the last one, then /usr/bin/python3, then python3)
 # ARGS=…         more arguments for pytest, e.g. make test ARGS='tests/unit -k money'
 # INTERACTIVE=1  make run: you approve the consent yourself, in a browser
-# STORE=…        make run: the database (default: SQLite)
+# STORE=…        make run: the database, sqlite (default) or postgresql
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
@@ -31,7 +31,7 @@ setup: ## Set up this working copy (a moment when that is done)
 
 .PHONY: run
 run: setup ## Run the main job: a consent goes into custody, and pays
-	@$(PY) -m tools.run
+	@STORE="$(STORE)" $(PY) -m tools.run
 
 .PHONY: test
 test: setup ## Run all tests

@@ -36,6 +36,12 @@ T = TypeVar("T")
 
 _NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z"
 Name = Annotated[str, msgspec.Meta(pattern=_NAME, description="1 to 63 of a-z, 0-9 and inner '-'")]
+InstanceName = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[a-z0-9]([a-z0-9.-]{0,126}[a-z0-9])?\Z", description="1 to 128 of a-z, 0-9 and inner '-' and '.'"
+    ),
+]
 FilePath = Annotated[str, msgspec.Meta(pattern=r"^/[^\x00]*\Z", max_length=4096, description="an absolute path")]
 SpiffeId = Annotated[
     str, msgspec.Meta(pattern=r"^spiffe://[a-z0-9._-]{1,255}(/[A-Za-z0-9._-]+)+\Z", max_length=2048)
@@ -83,9 +89,17 @@ class Listener(_Section, frozen=True, kw_only=True):
     mode: Literal["0600", "0660"] = "0600"
 
 
-class SqliteStore(_Section, frozen=True, kw_only=True):
-    path: FilePath
+class StoreConfiguration(_Section, frozen=True, kw_only=True):
+    """Exactly one of `path` (SQLite, a file of this sidecar's own) and `url` (PostgreSQL, a database that sidecars share).
+    `instance` names this sidecar's log in the shared database: the next process of that name continues it. Without it, it is the
+    name of the host."""
+
+    path: FilePath | None = None
     synchronous: Literal["FULL", "EXTRA"] = "FULL"
+    url: Annotated[str, msgspec.Meta(pattern=r"^postgres(ql)?://[^\s\x00]*\Z", max_length=4096)] | None = None
+    instance: InstanceName | None = None
+    synchronous_commit: Literal["on", "remote_apply"] = "on"
+    read_connections: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4
 
 
 class HsmConfiguration(_Section, frozen=True, kw_only=True):
@@ -130,7 +144,7 @@ class Configuration(_Section, frozen=True, kw_only=True):
     listeners: Annotated[tuple[Listener, ...], msgspec.Meta(min_length=1, max_length=32)]
     operations_address: HostPort
     policy_file: FilePath
-    store: SqliteStore
+    store: StoreConfiguration
     hsm: HsmConfiguration
     providers: Annotated[tuple[ProviderConfiguration, ...], msgspec.Meta(min_length=1, max_length=1000)]
     log: LogConfiguration = LogConfiguration()
@@ -175,6 +189,7 @@ def load_configuration(
     for dotted, text in {**given, **(flags or {})}.items():
         mistakes += _override(document, dotted, text)
     mistakes += _schema_mistakes(document, Configuration)
+    mistakes += _store_mistakes(document.get("store"))
     mistakes += _listener_mistakes(_valid(document.get("listeners"), Listener))
     mistakes += _provider_mistakes(_valid(document.get("providers"), ProviderConfiguration))
     mistakes += _port_mistakes("operations_address", document.get("operations_address"))
@@ -385,6 +400,24 @@ def _number(text: str) -> str | int | float:
     if re.fullmatch(r"[0-9]{1,15}", text):
         return int(text)
     return float(text) if re.fullmatch(r"[0-9]{1,15}\.[0-9]{1,6}", text) else text
+
+
+def _store_mistakes(store: object) -> list[str]:
+    if not isinstance(store, dict):
+        return []  # the schema says that this section must be a mapping
+    if ("path" in store) == ("url" in store):
+        return ["store: must have exactly one of path and url"]
+    other = _OF_URL if "path" in store else _OF_PATH
+    mistakes = [
+        f"store.{name}: does not go with {'path' if 'path' in store else 'url'}" for name in other if name in store
+    ]
+    if re.search(r"://[^/?#]*:[^/?#@]*@|[?&](ssl)?password=", str(store.get("url", ""))):
+        mistakes.append("store.url: must not hold a password; it names a file, passfile=/ABSOLUTE/PATH")
+    return mistakes
+
+
+_OF_PATH = ("synchronous",)
+_OF_URL = ("instance", "synchronous_commit", "read_connections")
 
 
 def _listener_mistakes(listeners: Sequence[tuple[int, Listener]]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import platform
+import socket
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
@@ -44,7 +45,7 @@ from sidecar.domain.ids import OwnerId, ProviderId, WorkloadId
 from sidecar.domain.money import Money, parse_amount
 from sidecar.domain.payment import PaymentState
 from sidecar.domain.provider import KeyPurpose
-from sidecar.errors import CustodyError
+from sidecar.errors import CustodyError, StaleVersion
 from sidecar.gateway.boundary import Boundary, Draining, Refusals
 from sidecar.gateway.identity import BoundSocketIdentity, Identity, SpiffeIdentity
 from sidecar.gateway.links import EgressLink, HsmLink
@@ -62,8 +63,8 @@ from sidecar.gateway.supervisor import ChildRefused, Supervisor
 from sidecar.gateway.validation import RequestValidator
 from sidecar.hardening import give_back_freed_memory
 from sidecar.ipc.messages import EgressSettings, HsmSettings, KeyFile, ProviderTransport
-from sidecar.ports import MasterKeyRecord, Store, TokenEgress
-from sidecar.store import SqliteStore
+from sidecar.ports import CheckpointSigner, MasterKeyRecord, Store, TokenEgress
+from sidecar.store import SqliteStore, SqlStore
 from sidecar.telemetry.logging import Log
 from sidecar.telemetry.metrics import Metrics
 from sidecar.telemetry.operations import OperationsServer
@@ -104,13 +105,7 @@ class Sidecar:
             await self._open_operations(operations, stack)
             hsm = HsmLink(observe=self._observe_hsm)
             egress = EgressLink()
-            store = await SqliteStore.open(
-                path=Path(configuration.store.path),
-                cluster=configuration.cluster,
-                signer=HsmCheckpointSigner(hsm=hsm),
-                clock=self._clock,
-                synchronous=configuration.store.synchronous,
-            )
+            store = await self._open_store(HsmCheckpointSigner(hsm=hsm))
             stack.push_async_callback(store.close)
             await store.record([_life(AuditEvent.SIDECAR_STARTED)])
             supervisor = self._supervise(hsm, egress, store, keys, connectors)
@@ -120,9 +115,36 @@ class Sidecar:
             metered = MeteredEgress(egress=egress, metrics=self._metrics, providers=_origins(connectors))
             await self._serve(store, hsm, metered, supervisor, connectors, policy)
 
+    async def _open_store(self, signer: CheckpointSigner) -> SqlStore:
+        store = self._configuration.store
+        if store.path is not None:
+            return await SqliteStore.open(
+                path=Path(store.path),
+                cluster=self._configuration.cluster,
+                signer=signer,
+                clock=self._clock,
+                synchronous=store.synchronous,
+                alarm=self._log.error,
+            )
+        if store.url is None:
+            raise ConfigurationError(["store: must have exactly one of path and url"])
+        # Here, because a sidecar with a file of its own has no use for the driver.
+        from sidecar.store.postgresql import PostgresqlStore
+
+        return await PostgresqlStore.open(
+            url=store.url,
+            instance=store.instance or _host_name(),
+            cluster=self._configuration.cluster,
+            signer=signer,
+            clock=self._clock,
+            synchronous_commit=store.synchronous_commit,
+            read_connections=store.read_connections,
+            alarm=self._log.error,
+        )
+
     async def _serve(
         self,
-        store: SqliteStore,
+        store: SqlStore,
         hsm: HsmLink,
         egress: TokenEgress,
         supervisor: Supervisor,
@@ -315,7 +337,7 @@ class Sidecar:
     # -- background
 
     def _background(
-        self, store: SqliteStore, supervisor: Supervisor, consents: Consents, reconciler: Reconciler
+        self, store: SqlStore, supervisor: Supervisor, consents: Consents, reconciler: Reconciler
     ) -> list[Coroutine[None, None, None]]:
         gauges = _Gauges(metrics=self._metrics, store=store, supervisor=supervisor, clock=self._clock)
         gauges.describe_build()
@@ -356,7 +378,10 @@ class _MasterKeys:
     async def __call__(self, fresh: HsmLink) -> None:
         records = list(await self._store.master_keys())
         if not records:
-            records = [await self._first(fresh)]
+            try:
+                records = [await self._first(fresh)]
+            except StaleVersion:  # another sidecar on the same database was faster
+                records = list(await self._store.master_keys())
         await fresh.load_master_keys(records)
 
     async def _first(self, fresh: HsmLink) -> MasterKeyRecord:
@@ -437,6 +462,11 @@ def build_policy(file: PolicyFile) -> Policy:
             imports=entry.imports,
         )
     return Policy(workloads=workloads)
+
+
+def _host_name() -> str:
+    """In Kubernetes the pod's name; of a StatefulSet it stays from pod to pod."""
+    return socket.gethostname().lower()
 
 
 def build_connectors(configuration: Configuration, keys: KeyFile) -> dict[ProviderId, Connector]:

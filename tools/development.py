@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from sandbox.testing import SandboxProcess
 from softhsm.setup import TokenConfiguration, ensure_token
+from tools.postgresql.cluster import OWNER, SIDECAR, ScratchCluster
 
 __all__ = ["CLIENT_ID", "Development", "DevelopmentError", "SidecarProcess", "free_port"]
 
@@ -57,7 +58,8 @@ class Development(AbstractContextManager["Development"]):
     descriptor: str = "sandbox-bank"
     bank_arguments: tuple[str, ...] = ()
     access_token_seconds: int = 300
-    _running: list["SandboxProcess | SidecarProcess"] = field(default_factory=list)
+    postgresql: "ScratchDatabase | None" = None
+    _running: list["SandboxProcess | SidecarProcess | ScratchDatabase"] = field(default_factory=list)
 
     @classmethod
     def prepare(
@@ -68,8 +70,10 @@ class Development(AbstractContextManager["Development"]):
         descriptor: str = "sandbox-bank",
         bank_arguments: Sequence[str] = (),
         redirect_port: int = 0,
+        store: str = "sqlite",
     ) -> Self:
-        """Token, keys, certificates: made where they are missing, kept where they are there."""
+        """Token, keys, certificates: made where they are missing, kept where they are there. With the store `postgresql` a scratch
+        server runs, too."""
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         token = ensure_token(directory / "hsm", label="custody-development")
         report(f"development HSM token '{token.token_label}' (serial {token.serial})")
@@ -87,7 +91,13 @@ class Development(AbstractContextManager["Development"]):
             sockets=_socket_folder(directory),
             descriptor=descriptor,
             bank_arguments=tuple(bank_arguments),
+            postgresql=ScratchDatabase.start() if store == "postgresql" else None,
         )
+        if development.postgresql is not None:
+            development._running.append(development.postgresql)
+            report(
+                f"PostgreSQL runs, with a role that owns the schema and one for the sidecar: {development.postgresql.url}"
+            )
         development._initialise_bank()
         return development
 
@@ -158,7 +168,7 @@ class Development(AbstractContextManager["Development"]):
             ],
             "operations_address": f"127.0.0.1:{operations_port}",
             "policy_file": str(self.directory / "policy.yaml"),
-            "store": {"path": str(self.database)},
+            "store": self._store(),
             "hsm": {
                 "module_path": str(self.token.module_path),
                 "token_label": self.token.token_label,
@@ -179,6 +189,18 @@ class Development(AbstractContextManager["Development"]):
                 }
             ],
         }
+
+    def database_files(self) -> Iterator[Path]:
+        """All that the database has on disk, the server's logs of changes included."""
+        if self.postgresql is None:
+            yield from self.directory.glob("custody.db*")
+        else:
+            yield from (path for path in self.postgresql.cluster.data.rglob("*") if path.is_file())
+
+    def _store(self) -> dict[str, str]:
+        if self.postgresql is None:
+            return {"path": str(self.database)}
+        return {"url": self.postgresql.url, "instance": "development"}
 
     def policy(self) -> dict[str, Any]:
         """What the example application and the operator may do."""
@@ -240,6 +262,32 @@ class Development(AbstractContextManager["Development"]):
             command="init",
             what="the sandbox bank's set-up",
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScratchDatabase:
+    """A PostgreSQL server in a temporary folder, with one migrated database."""
+
+    cluster: ScratchCluster
+    url: str
+
+    @classmethod
+    def start(cls) -> Self:
+        cluster = ScratchCluster.create()
+        try:
+            name = cluster.create_database()
+            _run(
+                "sidecar.store.migrate",
+                {"url": cluster.url(name, role=OWNER), "grant": SIDECAR},
+                what="the migration of the database",
+            )
+        except BaseException:
+            cluster.remove()
+            raise
+        return cls(cluster=cluster, url=cluster.url(name))
+
+    def stop(self) -> None:
+        self.cluster.remove()
 
 
 class SidecarProcess:

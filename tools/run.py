@@ -44,7 +44,7 @@ def _main_job() -> None:
     marker = "tok" + secrets.token_hex(8)
     step(1, "The development HSM: a token, and keys that cannot leave it")
     development = Development.prepare(
-        _VAR, report=say, bank_arguments=["--token-prefix", marker], redirect_port=_interactive_port()
+        _VAR, report=say, bank_arguments=["--token-prefix", marker], redirect_port=_interactive_port(), store=_store()
     )
     with development:
         step(2, "The sandbox bank and the sidecar")
@@ -111,7 +111,7 @@ def _prove(
     say(_verify_log(development))
     places = {
         "what the application received": received,
-        "database": _content(development.directory.glob("custody.db*")),
+        "database": _content(development.database_files()),
         "logs": _content([development.log_file]),
         "metrics": sidecar.get("/metrics")[1].encode(),
     }
@@ -217,6 +217,13 @@ def _how_to_go_on(development: Development, sidecar: SidecarProcess) -> None:
     say(f"one command      .venv/bin/custodyctl --address {development.admin_address} status")
     say("one client call  .venv/bin/python -c 'import custody")
     say(f'                 print(list(custody.Client("{development.address}").providers.list()))\'')
+
+
+def _store() -> str:
+    store = os.environ.get("STORE") or "sqlite"
+    if store not in ("sqlite", "postgresql"):
+        raise DevelopmentError("STORE must be sqlite or postgresql")
+    return store
 
 
 def _interactive_port() -> int:

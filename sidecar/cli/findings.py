@@ -101,6 +101,9 @@ def database(configuration: "Configuration") -> Iterator[Finding]:
     from sidecar.store.errors import StoreRefused
     from sidecar.store.sqlite import SqliteDatabase
 
+    if configuration.store.path is None:
+        yield _shared_database(configuration.store.url or "", configuration.store.synchronous_commit)
+        return
     path = Path(configuration.store.path)
     if not path.exists() and path.parent.is_dir():
         yield Finding(outcome="success", message=f"{path} is not there yet; the first start makes it")
@@ -111,6 +114,21 @@ def database(configuration: "Configuration") -> Iterator[Finding]:
         yield Finding(outcome="failure", message=str(refused), advice="see docs/store.md")
     else:
         yield Finding(outcome="success", message=f"{path} opens, and its schema is the one that this version makes")
+
+
+def _shared_database(url: str, synchronous_commit: str) -> Finding:
+    """Without the lock on the instance's name, which a running sidecar has."""
+    from sidecar.store.errors import StoreRefused
+    from sidecar.store.postgresql.address import Address
+    from sidecar.store.postgresql.database import checked
+
+    try:
+        address = Address.of_url(url, application="custodyctl doctor")
+        checked(address, synchronous_commit=synchronous_commit).close()
+    except StoreRefused as refused:
+        return Finding(outcome="failure", message=str(refused), advice="see docs/store.md")
+    message = f"{address} opens; its server, this role's rights and the schema are as they must be"
+    return Finding(outcome="success", message=message)
 
 
 def sockets(configuration: "Configuration") -> Iterator[Finding]:

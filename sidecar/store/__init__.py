@@ -1,6 +1,6 @@
-"""The store: SQLite and PostgreSQL behind `sidecar.ports.Store`. See docs/store.md."""
+"""The store: SQLite behind `sidecar.ports.Store`, and in `sidecar.store.postgresql` PostgreSQL. See docs/store.md."""
 
 from sidecar.store.errors import StoreRefused
-from sidecar.store.store import PostgresqlStore, SqliteStore
+from sidecar.store.store import SqliteStore, SqlStore
 
-__all__ = ["PostgresqlStore", "SqliteStore", "StoreRefused"]
+__all__ = ["SqlStore", "SqliteStore", "StoreRefused"]

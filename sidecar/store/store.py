@@ -3,7 +3,6 @@
 What differs between databases is behind `Database`, and in how a store is opened and whose log it continues.
 """
 
-import asyncio
 import contextlib
 import uuid
 from collections.abc import Callable, Sequence
@@ -36,13 +35,12 @@ from sidecar.store.errors import RESTORING, StoreRefused
 from sidecar.store.keys import MasterKeyTable
 from sidecar.store.log import LogTables
 from sidecar.store.payments import PaymentTable
-from sidecar.store.postgresql import PostgresqlDatabase
 from sidecar.store.prepare import migrate_in_subprocess
 from sidecar.store.requests import ClaimTable
 from sidecar.store.sqlite import FileLock, SqliteDatabase, check_file
 from sidecar.store.statements import Connection, SqlDialect
 
-__all__ = ["PostgresqlStore", "SqliteStore"]
+__all__ = ["Alarm", "Database", "SqlStore", "SqliteStore", "instance_origin", "no_alarm"]
 
 T = TypeVar("T")
 Alarm = Callable[[str], None]
@@ -60,7 +58,7 @@ class Database(committer.Database, Protocol):
     async def close(self) -> None: ...
 
 
-def _no_alarm(event: str) -> None:
+def no_alarm(event: str) -> None:
     """Where nobody is to be told."""
 
 
@@ -75,7 +73,7 @@ class SqlStore:
         signer: CheckpointSigner,
         clock: Clock,
         linger_seconds: float,
-        alarm: Alarm = _no_alarm,
+        alarm: Alarm = no_alarm,
     ) -> None:
         dialect = database.dialect
         self._consents = ConsentTables(dialect)
@@ -269,7 +267,7 @@ class SqliteStore(SqlStore):
         linger_seconds: float = 0.002,
         synchronous: str = "FULL",
         migrate: bool = True,
-        alarm: Alarm = _no_alarm,
+        alarm: Alarm = no_alarm,
     ) -> Self:
         """Opens the database, which is made or migrated first (in a short-lived process) unless `migrate` is False.
 
@@ -304,11 +302,11 @@ class SqliteStore(SqlStore):
         signer: CheckpointSigner,
         clock: Clock,
         linger_seconds: float,
-        alarm: Alarm = _no_alarm,
+        alarm: Alarm = no_alarm,
     ) -> None:
         self._lock = lock
         with contextlib.closing(database.connect()) as connection:
-            origin = _instance(database, connection, cluster=cluster, clock=clock)
+            origin = instance_origin(database, connection, cluster=cluster, clock=clock)
         database.open_reader()
         super().__init__(
             database=database, origin=origin, signer=signer, clock=clock, linger_seconds=linger_seconds, alarm=alarm
@@ -319,46 +317,7 @@ class SqliteStore(SqlStore):
         self._lock.release()
 
 
-class PostgresqlStore(SqlStore):
-    """On a database that many sidecars share, each with a log of its own. Made by `open`, ended by `close`."""
-
-    @classmethod
-    async def open(
-        cls,
-        *,
-        url: str,
-        instance: str,
-        cluster: str,
-        signer: CheckpointSigner,
-        clock: Clock,
-        linger_seconds: float = 0.002,
-        synchronous_commit: str = "on",
-        read_connections: int = 4,
-        alarm: Alarm = _no_alarm,
-    ) -> Self:
-        """Goes on with the log of the process that had the name `instance` before, or begins one.
-
-        Raises StoreRefused where address, server, role or schema are not as they must be, where another process has the name,
-        or where the log is damaged. As with `SqliteStore`, SIDECAR_STARTED comes first on record.
-        """
-
-        def checked() -> tuple[PostgresqlDatabase, str]:
-            database = PostgresqlDatabase(
-                url, instance=instance, synchronous_commit=synchronous_commit, read_connections=read_connections
-            )
-            try:
-                return database, _instance(database, database.first, cluster=cluster, clock=clock, name=instance)
-            except BaseException:
-                database.first.close()
-                raise
-
-        database, origin = await asyncio.to_thread(checked)
-        return cls(
-            database=database, origin=origin, signer=signer, clock=clock, linger_seconds=linger_seconds, alarm=alarm
-        )
-
-
-def _instance(
+def instance_origin(
     database: Database, connection: WriteConnection, *, cluster: str, clock: Clock, name: str | None = None
 ) -> str:
     """The origin of this instance's log, which is begun here the first time. Without a name there is one instance only.

@@ -74,7 +74,7 @@ def test_every_path_of_the_configuration_is_mounted(configuration: Configuration
     """Each file and socket that the configuration names lies in a directory that the sidecar mounts, or in the image."""
     named = [
         configuration.policy_file,
-        configuration.store.path,
+        configuration.store.path or "",
         configuration.hsm.module_path,
         configuration.hsm.pin_file,
         configuration.hsm.keys_file,

@@ -1,4 +1,4 @@
-"""A PostgreSQL server in a folder: for tests, which throw it away, and for `make run STORE=postgresql`, which keeps it.
+"""A PostgreSQL server in a temporary folder: for tests and for `make run STORE=postgresql`.
 
 Rules: it listens on a Unix socket in a folder that only we can enter, and on loopback where it is asked to; it ends when the
 process that started it ends, however that ends; every wait is bounded. Its durability is the real one: the sidecar refuses less.
@@ -50,7 +50,7 @@ class ClusterError(Exception):
 
 @dataclass(slots=True, kw_only=True)
 class ScratchCluster(AbstractContextManager["ScratchCluster"]):
-    """Made by `create` (initdb) or `of_directory`; `start` and `stop` as often as one likes; `remove` leaves nothing."""
+    """Made by `create`, running; `stop` and `start` as often as one likes; `remove` leaves nothing."""
 
     binaries: Binaries
     directory: Path
@@ -71,16 +71,6 @@ class ScratchCluster(AbstractContextManager["ScratchCluster"]):
         except BaseException:
             cluster.remove()
             raise
-        return cluster
-
-    @classmethod
-    def kept(cls, directory: Path) -> Self:
-        """The cluster of this folder, made the first time, running. Its socket lies elsewhere: the name of one is short."""
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        cluster = cls(binaries=find_binaries(), directory=directory, settings=dict(_SETTINGS))
-        if not (cluster.data / "PG_VERSION").exists():
-            cluster.initialise()
-        cluster.start()
         return cluster
 
     @property

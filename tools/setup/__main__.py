@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from softhsm.errors import ModuleMissingError
 from softhsm.module import ensure_module, find_module
+from tools.postgresql.binaries import PostgresqlMissingError, ensure_binaries, find_binaries
 from tools.setup.commands import Commands, SetupError
 from tools.setup.environment import Environment, clean_environ
 from tools.setup.progress import Progress
@@ -35,7 +36,7 @@ def main(root: Path | None = None) -> int:
     try:
         with _alone(root / ".cache" / "set-up.lock", progress):
             carry_out(_steps(root), progress)
-    except (SetupError, ModuleMissingError) as error:
+    except (SetupError, ModuleMissingError, PostgresqlMissingError) as error:
         sys.stderr.write(f"set-up: {error}\n")
         return 1
     except OSError as error:
@@ -69,6 +70,7 @@ def _steps(root: Path) -> list[Step]:
         ),
         Step(title="Project and commands", needed=environment.needs_project, do=environment.install_project),
         Step(title="Development HSM (SoftHSM)", needed=_no_module, do=ensure_module),
+        Step(title="PostgreSQL, for tests", needed=_no_server, do=ensure_binaries),
     ]
 
 
@@ -76,6 +78,14 @@ def _no_module() -> bool:
     try:
         find_module()
     except ModuleMissingError:
+        return True
+    return False
+
+
+def _no_server() -> bool:
+    try:
+        find_binaries()
+    except PostgresqlMissingError:
         return True
     return False
 

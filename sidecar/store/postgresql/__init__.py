@@ -1,5 +1,8 @@
-"""All that is PostgreSQL: where the server is and by which right we trust it, connections and their settings, what errors mean."""
+"""All that is PostgreSQL: where the server is and by which right we trust it, connections and their settings, what errors mean.
 
-from sidecar.store.postgresql.database import PostgresqlDatabase
+Loaded only where a sidecar uses it: the driver with its TLS is 13 MiB.
+"""
 
-__all__ = ["PostgresqlDatabase"]
+from sidecar.store.postgresql.store import PostgresqlStore
+
+__all__ = ["PostgresqlStore"]

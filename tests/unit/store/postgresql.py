@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 from functools import cache
 
 from sidecar.ports import CheckpointSigner, Clock
-from sidecar.store import PostgresqlStore
 from sidecar.store.migrate import migrate_postgresql
+from sidecar.store.postgresql import PostgresqlStore
 from tests.fakes.store import HandClock, SoftwareSigner
 from tools.postgresql.cluster import OWNER, SIDECAR, ScratchCluster
 
