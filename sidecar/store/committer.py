@@ -269,8 +269,8 @@ class GroupCommitter:
 
     def _run_once(self, group: Sequence[_Waiting[object]], *, is_last: bool) -> bool:
         """False where a conflict has undone it all; the last run raises it instead."""
-        connection, state = self._begin()
         try:
+            connection, state = self._begin()
             transaction = Transaction(connection=connection, log=self._log, state=state, clock=self._clock)
             for waiting in group:
                 self._execute(transaction, connection, waiting)
@@ -279,7 +279,8 @@ class GroupCommitter:
         except self._database.driver_error as error:
             if is_last or not self._database.is_conflict(error):
                 raise
-            connection.roll_back()
+            if self._connection is not None:
+                self._connection.roll_back()
             return False
         return True
 

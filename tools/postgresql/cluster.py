@@ -31,7 +31,7 @@ SIDECAR = "custody_sidecar"
 
 _SECONDS = 60.0
 _PR_SET_PDEATHSIG = 1
-_PORT = 5432  # part of the socket's name only
+_PORT = 5432  # of loopback only where `listen_addresses` says so; else a part of the socket's name
 
 # The two roles of docs/store.md. Who may enter the socket's folder is who we are: nobody else can.
 _HBA = "local all all trust\nlocal replication all trust\nhostssl all all 127.0.0.1/32 scram-sha-256\n"
@@ -58,15 +58,15 @@ class ScratchCluster(AbstractContextManager["ScratchCluster"]):
     _process: "subprocess.Popen[bytes] | None" = None
 
     @classmethod
-    def create(cls, *, settings: Mapping[str, str] | None = None) -> Self:
-        """A new cluster in a temporary folder, running."""
+    def create(cls, *, settings: Mapping[str, str] | None = None, files: Mapping[str, bytes] | None = None) -> Self:
+        """A new cluster in a temporary folder, running. `files` are put into its data folder, for it alone to read."""
         cluster = cls(
             binaries=find_binaries(),
             directory=Path(tempfile.mkdtemp(prefix="pg-")),
             settings={**_SETTINGS, **(settings or {})},
         )
         try:
-            cluster.initialise()
+            cluster.initialise(files or {})
             cluster.start()
         except BaseException:
             cluster.remove()
@@ -85,10 +85,19 @@ class ScratchCluster(AbstractContextManager["ScratchCluster"]):
     def log_file(self) -> Path:
         return self.directory / "log"
 
-    def initialise(self) -> None:
+    @property
+    def port(self) -> int:
+        return int(self.settings.get("port", _PORT))
+
+    def initialise(self, files: Mapping[str, bytes]) -> None:
         _give(self.directory)
         self._run("initdb", "--pgdata", str(self.data), "--username", "postgres", "--auth", "trust", *_INITDB)
-        self._own(self.data / "pg_hba.conf", _HBA)
+        for name, content in {"pg_hba.conf": _HBA.encode(), **files}.items():
+            path = self.data / name
+            path.touch(0o600)
+            path.write_bytes(content)
+            _give(path)
+        settings, self.settings = self.settings, dict(_SETTINGS)
         self.start()
         try:
             with self.connect() as connection:
@@ -96,6 +105,7 @@ class ScratchCluster(AbstractContextManager["ScratchCluster"]):
                     connection.execute(f"CREATE ROLE {role} LOGIN")
         finally:
             self.stop()
+            self.settings = settings
 
     def start(self) -> None:
         """Returns when it takes connections. Raises ClusterError."""
@@ -141,7 +151,7 @@ class ScratchCluster(AbstractContextManager["ScratchCluster"]):
             binaries=self.binaries, directory=Path(tempfile.mkdtemp(prefix="pg-")), settings=dict(self.settings)
         )
         _give(standby.directory)
-        source = f"host={self.sockets} port={_PORT} user=postgres application_name=standby"
+        source = f"host={self.sockets} port={self.port} user=postgres application_name=standby"
         self._run(
             *("pg_basebackup", "--pgdata", str(standby.data), "--dbname", source),
             *("--write-recovery-conf", "--checkpoint", "fast", "--wal-method", "stream"),
@@ -152,12 +162,12 @@ class ScratchCluster(AbstractContextManager["ScratchCluster"]):
     def connect(self, database: str = "postgres", *, role: str = "postgres") -> "psycopg.Connection[Any]":
         """For whoever sets things up or looks behind the sidecar's back."""
         return psycopg.connect(
-            host=str(self.sockets), port=_PORT, user=role, dbname=database, autocommit=True, connect_timeout=10
+            host=str(self.sockets), port=self.port, user=role, dbname=database, autocommit=True, connect_timeout=10
         )
 
     def url(self, database: str, *, role: str = SIDECAR) -> str:
         """By the local socket."""
-        return f"postgresql://{role}@/{database}?host={self.sockets}&port={_PORT}"
+        return f"postgresql://{role}@/{database}?host={self.sockets}&port={self.port}"
 
     def create_database(self, *, template: str = "template0", owner: str = OWNER) -> str:
         """Its name. The owner of the schema may use it, the sidecar's role may connect."""
@@ -184,7 +194,7 @@ class ScratchCluster(AbstractContextManager["ScratchCluster"]):
     def _settings(self) -> dict[str, str]:
         return {
             "listen_addresses": "",
-            "port": str(_PORT),
+            "port": str(self.port),
             "unix_socket_directories": str(self.sockets),
             "unix_socket_permissions": "0700",
             **self.settings,
@@ -203,10 +213,6 @@ class ScratchCluster(AbstractContextManager["ScratchCluster"]):
         )
         if done.returncode != 0:
             raise ClusterError(f"{program} failed: {done.stderr.strip() or done.stdout.strip()}")
-
-    def _own(self, path: Path, text: str) -> None:
-        path.write_text(text)
-        _give(path)
 
     def _identity(self) -> dict[str, Any]:
         """PostgreSQL refuses to run as root: then another user does it for us."""

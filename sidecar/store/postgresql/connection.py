@@ -53,11 +53,12 @@ def adapt(connection: "psycopg.BaseConnection[Any]") -> None:
 
 def session_settings(*, synchronous_commit: str, read_only: bool) -> dict[str, str]:
     """As the server says them once they are set. `pg_temp` comes last, so that no temporary table is taken for ours."""
+    own = {"default_transaction_read_only": "on"} if read_only else {}  # what makes a writer read-only is not overruled
     return {
+        **own,
         "search_path": f"pg_catalog, {SCHEMA}, pg_temp",
         "synchronous_commit": synchronous_commit,
         "default_transaction_isolation": "read committed",
-        "default_transaction_read_only": "on" if read_only else "off",
         "lock_timeout": f"{LOCK_SECONDS}s",
         "statement_timeout": f"{STATEMENT_SECONDS}s",
         "idle_in_transaction_session_timeout": f"{IDLE_SECONDS}s",
@@ -120,7 +121,7 @@ class PostgresqlConnection:
 
     def begin(self) -> None:
         self._waited = False
-        self._execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
+        self._execute("BEGIN ISOLATION LEVEL READ COMMITTED")
 
     def commit(self) -> None:
         self._warned = False
