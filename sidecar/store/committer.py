@@ -285,17 +285,18 @@ class GroupCommitter:
         return True
 
     def _begin(self) -> tuple[WriteConnection, LogState]:
-        """A transaction is begun. A kept connection may have died while nobody used it: then a new one takes its place."""
-        is_kept = self._connection is not None
-        connection, state = self._ready()
+        """A transaction is begun. A connection may have died while nobody used it: then a new one takes its place."""
         try:
-            connection.begin()
+            return self._begun()
         except self._database.driver_error as error:
-            if not is_kept or not self._database.is_disconnect(error):
+            if not self._database.is_disconnect(error):
                 raise
-            self._drop_connection()
-            connection, state = self._ready()
-            connection.begin()
+        self._drop_connection()
+        return self._begun()
+
+    def _begun(self) -> tuple[WriteConnection, LogState]:
+        connection, state = self._ready()
+        connection.begin()
         return connection, state
 
     def _ready(self) -> tuple[WriteConnection, LogState]:
@@ -324,6 +325,8 @@ class GroupCommitter:
         connection.save()
         try:
             waiting.value, waiting.error = waiting.command(transaction), None
+        except LogCorrupt:
+            raise  # no entry of anybody's can be written
         except Exception as error:  # a defect in one command must not harm the others
             if self._database.spoils_transaction(error):
                 raise

@@ -53,7 +53,7 @@ class LogTables:
             .values({name: named(name) for name in ("head", "size", "covered_size", "commits")}),
             dialect,
         )
-        self._add_leaf = Statement(insert(leaves), dialect)
+        self._add_leaf = Statement(dialect.insert_unless_there(leaves), dialect)
         self._leaves = Statement(
             select(leaves.c["index"], leaves.c.entry)
             .where(this_log, leaves.c["index"] >= named("start"))
@@ -126,7 +126,9 @@ class LogTables:
             self._check_note(note[0][1], state)
 
     def add_leaf(self, connection: Connection, origin: str, leaf: Leaf) -> None:
-        connection.change(self._add_leaf, {"origin": origin, "index": leaf.index, "entry": leaf.entry})
+        """Raises LogCorrupt when the place is taken: somebody else writes this instance's log."""
+        if connection.change(self._add_leaf, {"origin": origin, "index": leaf.index, "entry": leaf.entry}) != 1:
+            raise _another_writer()
 
     def add_note(self, connection: Connection, head: LogHead, note: str, now: datetime) -> None:
         """Raises LogCorrupt when `note` does not say what was asked to be signed."""
@@ -151,7 +153,7 @@ class LogTables:
             "commits": after.commits,
         }
         if connection.change(self._move_head, values) != 1:
-            raise LogCorrupt("somebody else has written to this instance's log")
+            raise _another_writer()
 
     def leaves(self, connection: Connection, origin: str, *, start: int, limit: int) -> Sequence[StoredLeaf]:
         rows = connection.rows(self._leaves, {"origin": origin, "start": start, "limit": limit})
@@ -179,3 +181,7 @@ class LogTables:
             raise LogCorrupt("the newest checkpoint is of another log or size")
         if not state.waits_for_checkpoint and checkpoint.root != state.head.root():
             raise LogCorrupt("the newest checkpoint has another root than the log")
+
+
+def _another_writer() -> LogCorrupt:
+    return LogCorrupt("somebody else has written to this instance's log")
