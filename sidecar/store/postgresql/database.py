@@ -17,7 +17,7 @@ from sidecar.store.postgresql import errors
 from sidecar.store.postgresql.address import Address
 from sidecar.store.postgresql.connection import PostgresqlConnection, PostgresqlDialect
 from sidecar.store.postgresql.readers import Readers
-from sidecar.store.postgresql.server import check_rights, check_role, check_schema, check_server
+from sidecar.store.postgresql.server import check_revision, check_rights, check_role, check_schema, check_server
 from sidecar.store.statements import Connection
 
 __all__ = ["SCHEMA_LOCK", "PostgresqlDatabase", "checked"]
@@ -120,6 +120,7 @@ def checked(address: Address, *, synchronous_commit: str) -> PostgresqlConnectio
     connection = PostgresqlConnection.open(address, synchronous_commit=synchronous_commit)
     try:
         check_server(connection, where=where)
+        check_revision(connection, where=where)
         check_role(connection, where=where)
         check_schema(connection, where=where)
         check_rights(connection, where=where)

@@ -10,7 +10,7 @@ from sidecar.store.postgresql.rights import RIGHTS, SCHEMA, TABLE_RIGHTS
 from sidecar.store.schema import SCHEMA_REVISION
 from sidecar.store.statements import Row
 
-__all__ = ["check_rights", "check_role", "check_schema", "check_server", "stored_revision"]
+__all__ = ["check_revision", "check_rights", "check_role", "check_schema", "check_server", "stored_revision"]
 
 _OLDEST_VERSION = 130000
 _OLDEST_WITH_MAINTAIN = 170000
@@ -26,7 +26,7 @@ SELECT rolsuper, rolcreaterole, rolreplication, rolbypassrls FROM pg_catalog.pg_
 _ROLE_NAMES = ("SUPERUSER", "CREATEROLE", "REPLICATION", "BYPASSRLS")
 _MEMBERSHIPS = """
 SELECT rolname FROM pg_catalog.pg_roles WHERE rolname IN ('pg_execute_server_program', 'pg_write_server_files',
-  'pg_read_server_files', 'pg_write_all_data', 'pg_read_all_data', 'pg_database_owner')
+  'pg_read_server_files', 'pg_write_all_data', 'pg_read_all_data')
   AND pg_has_role(current_user, oid, 'MEMBER')
 """
 _OWNED = f"""
@@ -92,12 +92,15 @@ def check_rights(connection: PostgresqlConnection, *, where: str) -> None:
 _GRANTING = "python -m sidecar.store.migrate --grant ROLE sets its rights"
 
 
-def check_schema(connection: PostgresqlConnection, *, where: str) -> None:
+def check_revision(connection: PostgresqlConnection, *, where: str) -> None:
     revision = stored_revision(connection, where=where)
     if revision is None or revision < SCHEMA_REVISION:
         raise StoreRefused("the database has an older schema; run python -m sidecar.store.migrate", path=where)
     if revision != SCHEMA_REVISION:
         raise StoreRefused("the database has a newer schema than this sidecar knows; use a newer sidecar", path=where)
+
+
+def check_schema(connection: PostgresqlConnection, *, where: str) -> None:
     found = fingerprints(_rows(connection, OBJECTS))
     for name in sorted(SCHEMA_OBJECTS.keys() | found.keys()):
         if name not in found:
