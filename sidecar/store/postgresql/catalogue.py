@@ -117,7 +117,7 @@ SCHEMA_OBJECTS: Mapping[str, str] = {
     "index consents_by_expiry": "34b9f51ee12882d2",
     "index consents_by_owner": "5691ed3504ec4eb1",
     "index consents_by_token_expiry": "07f0586e75971579",
-    "index consents_holding_key": "2245586a134ba0b1",
+    "index consents_holding_key": "314081e27514a63a",
     "index consents_pkey": "3ed19da478cb00db",
     "index instances_origin_key": "32f29cb8462149ff",
     "index instances_pkey": "77411f57eb3669a9",

@@ -16,7 +16,7 @@ from sqlalchemy import create_engine
 from sidecar.domain.consent import ConsentState
 from sidecar.domain.payment import TERMINAL, IdempotencyClass, PaymentProduct, PaymentState
 from sidecar.domain.secrets import SecretKind
-from sidecar.store import SqliteStore, StoreRefused
+from sidecar.store import SqliteStore, SqlStore, StoreRefused
 from sidecar.store.consents import ConsentTables
 from sidecar.store.fingerprint import SCHEMA_OBJECTS, fingerprints
 from sidecar.store.migrate import migrate
@@ -239,23 +239,27 @@ def test_a_schema_that_is_not_ours_is_refused(tmp_path: Path, case: str) -> None
 
 
 async def _filled(path: Path) -> None:
-    """A database with a row in every table, and one final payment."""
     async with opened(path) as store:
-        consent = active_consent(id="c-1")
-        await store.claim_consent(consent, new_claim("c-1"), draft())
-        for identifier, state in (("p-1", PaymentState.REJECTED), ("p-2", None)):
-            payment = new_payment(consent, id=identifier)
-            await store.claim_payment(payment, claim_of(payment), intent_draft(payment))
-            dispatched = payment.to(PaymentState.DISPATCHED, now=NOW)
-            await store.record_dispatch(dispatched, expected_epoch=1, audit=dispatch_draft(dispatched))
-            if state:
-                await store.change_payment(
-                    dispatched.to(state, now=NOW),
-                    expected_states=frozenset({PaymentState.DISPATCHED}),
-                    expected_epoch=1,
-                    audit=[draft()],
-                )
-        await store.change_consent(consent.to(ConsentState.REVOKED), audit=[draft()])
+        await fill(store)
+
+
+async def fill(store: SqlStore) -> None:
+    """A row in every table, and one final payment."""
+    consent = active_consent(id="c-1")
+    await store.claim_consent(consent, new_claim("c-1"), draft())
+    for identifier, state in (("p-1", PaymentState.REJECTED), ("p-2", None)):
+        payment = new_payment(consent, id=identifier)
+        await store.claim_payment(payment, claim_of(payment), intent_draft(payment))
+        dispatched = payment.to(PaymentState.DISPATCHED, now=NOW)
+        await store.record_dispatch(dispatched, expected_epoch=1, audit=dispatch_draft(dispatched))
+        if state:
+            await store.change_payment(
+                dispatched.to(state, now=NOW),
+                expected_states=frozenset({PaymentState.DISPATCHED}),
+                expected_epoch=1,
+                audit=[draft()],
+            )
+    await store.change_consent(consent.to(ConsentState.REVOKED), audit=[draft()])
 
 
 FORBIDDEN = {
