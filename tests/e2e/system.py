@@ -33,10 +33,17 @@ class System:
     _consent: custody.Consent | None = None
 
     @classmethod
-    def start(cls, folder: Path, *, descriptor: str = "sandbox-bank", bank_arguments: Sequence[str] = ()) -> Self:
+    def start(
+        cls,
+        folder: Path,
+        *,
+        descriptor: str = "sandbox-bank",
+        bank_arguments: Sequence[str] = (),
+        store: str = "sqlite",
+    ) -> Self:
         marker = "canary" + secrets.token_hex(8)
         development = Development.prepare(
-            folder, descriptor=descriptor, bank_arguments=["--token-prefix", marker, *bank_arguments]
+            folder, descriptor=descriptor, bank_arguments=["--token-prefix", marker, *bank_arguments], store=store
         )
         bank = development.start_bank(duration_seconds=900)
         sidecar = development.start_sidecar(bank)

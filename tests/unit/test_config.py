@@ -110,6 +110,16 @@ def test_a_right_configuration_is_read_with_its_defaults(tmp_path: Path) -> None
     assert shown(configuration)["cluster"] == "test"
 
 
+def test_a_shared_database_is_read_with_its_defaults(tmp_path: Path) -> None:
+    """A URL alone is enough: the instance is the host's name then, and commits are durable."""
+    made = document()
+    made["store"] = {"url": "postgresql://sidecar@one,two/custody?sslrootcert=/etc/ca.pem&passfile=/run/pass"}
+
+    store = load_configuration(write(tmp_path, made)).store
+
+    assert (store.path, store.instance, store.synchronous_commit) == (None, None, "on")
+
+
 @pytest.mark.parametrize(
     ("change", "where"),
     [
@@ -137,6 +147,29 @@ def test_a_right_configuration_is_read_with_its_defaults(tmp_path: Path) -> None
         (at("store", "synchronous")("OFF"), "store.synchronous: must be one of EXTRA, FULL"),
         (at("store", "path")("relative.db"), "store.path: must match"),
         (at("store", "path")(":memory:"), "store.path: must match"),
+        (at("store")({}), "store: must have exactly one of path and url"),
+        (at("store", "url")("postgresql://u@/db?host=/run"), "store: must have exactly one of path and url"),
+        (at("store", "instance")("pod-1"), "store.instance: does not go with path"),
+        (at("store", "read_connections")(8), "store.read_connections: does not go with path"),
+        (at("store")({"url": "postgresql://u@/db", "synchronous": "FULL"}), "store.synchronous: does not go with url"),
+        (at("store")({"url": "mysql://u@/db"}), "store.url: must match"),
+        (at("store")({"url": "postgresql://u@/d b"}), "store.url: must match"),
+        (at("store")({"url": "postgresql://u:pw@h/db"}), "store.url: must not hold a password"),
+        (at("store")({"url": "postgresql://u@h/db?password=pw"}), "store.url: must not hold a password"),
+        (at("store")({"url": "postgresql://u@h/db?a=b&sslpassword=pw"}), "store.url: must not hold a password"),
+        (at("store")({"url": "postgresql://u@/db", "instance": "Pod 1"}), "store.instance: must match"),
+        (
+            at("store")({"url": "postgresql://u@/db", "synchronous_commit": "off"}),
+            "store.synchronous_commit: must be one",
+        ),
+        (
+            at("store")({"url": "postgresql://u@/db", "synchronous_commit": "local"}),
+            "store.synchronous_commit: must be",
+        ),
+        (
+            at("store")({"url": "postgresql://u@/db", "read_connections": 0}),
+            "store.read_connections: must satisfy minimum",
+        ),
         (at("log")({"level": "trace"}), "log.level: must be one of debug, error, info, warning"),
         (at("cluster")("Test"), "cluster: must match"),
         (at("cluster")("test\n"), "cluster: must match"),

@@ -1,5 +1,6 @@
 """custodyctl hsm and doctor without an HSM: what they ask, what they say, how they end. The real thing is in tests/rpc."""
 
+import asyncio
 import stat
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from sidecar.hsm.inspect import Check, HsmReport, KeyReport, Rate, SlotReport, T
 from sidecar.ipc.messages import HsmSettings, KeyDescription
 from tests.unit.cli.support import NOW, AskedHsm, ToldSidecar, assert_golden, good_status, run, session_of, some_token
 from tests.unit.cli.test_files import configuration, provider, written
+from tests.unit.store import postgresql
 
 PIN = "hunter22"
 
@@ -563,6 +565,21 @@ def test_certificate_files_that_are_none(tmp_path: Path) -> None:
 
         assert outcome == "failure"
         assert words in message
+
+
+def test_a_shared_database(tmp_path: Path) -> None:
+    """Looked at as a start would, but without taking the name of the sidecar that runs on it."""
+    name = postgresql.new_database()
+    url = postgresql.url_of(name)
+    path = well(tmp_path, store={"url": url, "instance": "pod-1"})
+
+    async def run() -> None:
+        async with postgresql.opened(name, instance="pod-1"):
+            assert "Database" not in failures(await asyncio.to_thread(doctor, path))
+
+    asyncio.run(run())
+    postgresql.execute(name, "GRANT DELETE ON custody.claims TO PUBLIC")
+    assert "must not have DELETE on claims" in failures(doctor(path))["Database"][0]
 
 
 def test_a_database_that_cannot_be_opened(tmp_path: Path) -> None:
