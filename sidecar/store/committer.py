@@ -378,17 +378,22 @@ class GroupCommitter:
         """Whether the commit that failed took place. The count of commits tells: only this thread moves it.
 
         What is only visible may still be lost, so it counts after one more commit has succeeded: logs are flushed, and sent to
-        replicas, in order.
+        replicas, in order. Raises Unavailable where it cannot be told: the group must not run again, it may have happened.
         """
         self._drop_connection()
-        connection, state = self._ready()
-        if state != after:
-            return False
-        proof = replace(after, commits=after.commits + 1)
-        connection.begin()
-        self._log.move(connection, before=after, after=proof)
-        connection.commit()
-        connection.flush()
+        try:
+            connection, state = self._ready()
+            if state != after:
+                return False
+            proof = replace(after, commits=after.commits + 1)
+            connection.begin()
+            self._log.move(connection, before=after, after=proof)
+            connection.commit()
+            connection.flush()
+        except self._database.driver_error as error:
+            raise Unavailable(
+                "STORE_UNAVAILABLE", "the database does not say what it has committed; ask again"
+            ) from error
         self._keep(proof)
         return True
 

@@ -8,7 +8,7 @@ refused is repeated, because it may hold a password.
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,6 +81,11 @@ class Address:
             _check_file(name, given.get(name))
         return cls(parameters={**_ESTABLISHED, **given, **_safe(given), "application_name": application})
 
+    @property
+    def is_local(self) -> bool:
+        """Whether every host is the directory of a local socket."""
+        return _are_local(str(self.parameters["host"]).split(","))
+
     def __str__(self) -> str:
         """For people: hosts and database. No role, no file."""
         return f"{self.parameters['host']}/{self.parameters['dbname']}"
@@ -123,10 +128,14 @@ def _safe(given: Mapping[str, str]) -> dict[str, str]:
     safe = {"passfile": given.get("passfile", "/dev/null/none")}  # else ~/.pgpass would be read
     if len(hosts) > 1:
         safe["target_session_attrs"] = given.get("target_session_attrs", "read-write")
-    if all(host.startswith(("/", "@")) for host in hosts) and not given.get("hostaddr"):
+    if _are_local(hosts) and not given.get("hostaddr"):
         return {**safe, "sslmode": "disable"}  # a local socket: nobody is in between
     if given.get("sslmode", "verify-full") != "verify-full":
         raise StoreRefused("sslmode must be verify-full for every host that is not the directory of a local socket")
     if "sslrootcert" not in given:
         raise StoreRefused("the database URL must name sslrootcert: the authority that signs the server's certificate")
     return {**safe, "sslmode": "verify-full"}
+
+
+def _are_local(hosts: Sequence[str]) -> bool:
+    return all(host.startswith(("/", "@")) for host in hosts)

@@ -51,11 +51,21 @@ def adapt(connection: "psycopg.BaseConnection[Any]") -> None:
     connection.adapters.register_dumper(int, Int8Dumper)
 
 
-def session_settings(*, synchronous_commit: str, read_only: bool) -> dict[str, str]:
+# So that the server, too, notices a dead sidecar: until then its connection has the instance's name.
+_KEEPALIVES = {
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "10000",
+}
+
+
+def session_settings(address: Address, *, synchronous_commit: str, read_only: bool) -> dict[str, str]:
     """As the server says them once they are set. `pg_temp` comes last, so that no temporary table is taken for ours."""
     own = {"default_transaction_read_only": "on"} if read_only else {}  # what makes a writer read-only is not overruled
     return {
         **own,
+        **({} if address.is_local else _KEEPALIVES),
         "search_path": f"pg_catalog, {SCHEMA}, pg_temp",
         "synchronous_commit": synchronous_commit,
         "default_transaction_isolation": "read committed",
@@ -95,7 +105,7 @@ class PostgresqlConnection:
             raise connection_refused(error, where=str(address)) from error
         try:
             adapt(driver)
-            wanted = session_settings(synchronous_commit=synchronous_commit, read_only=read_only)
+            wanted = session_settings(address, synchronous_commit=synchronous_commit, read_only=read_only)
             found = driver.execute(SET_ALL, (list(wanted), list(wanted.values()))).fetchall()
             check_settings(wanted, found, where=str(address))
         except psycopg.Error as error:

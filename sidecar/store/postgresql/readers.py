@@ -32,7 +32,7 @@ Query = Callable[[Connection], T]
 class Readers:
     def __init__(self, address: Address, *, size: int, synchronous_commit: str) -> None:
         self._address = address
-        self._settings = session_settings(synchronous_commit=synchronous_commit, read_only=True)
+        self._settings = session_settings(address, synchronous_commit=synchronous_commit, read_only=True)
         self._slots = asyncio.Semaphore(size)
         self._idle: list[_Reader] = []
         self._waiting = 0

@@ -77,6 +77,8 @@ def test_a_server_with_the_right_certificate_is_used(secured: Secured) -> None:
                     "SELECT ssl, version FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)"
                     " WHERE application_name LIKE 'custody%'"
                 ).fetchall()
+                keepalives = store._database.first.driver.execute("SHOW tcp_keepalives_idle").fetchone()  # type: ignore[attr-defined]
+            assert keepalives == ("5",)  # the server, too, notices when the other end is gone
             assert len(rows) == 2
             assert all(tls and version in ("TLSv1.2", "TLSv1.3") for tls, version in rows)
 

@@ -217,7 +217,7 @@ def test_what_a_server_says_of_itself_is_judged(row: tuple[object, ...], message
 
 def test_a_setting_that_the_server_does_not_take_is_refused() -> None:
     """Each setting of a session is read back; one that reads otherwise is named."""
-    wanted = session_settings(synchronous_commit="on", read_only=False)
+    wanted = session_settings(Address.of_url(_TLS, application="test"), synchronous_commit="on", read_only=False)
     for name in wanted:
         found = [(each, "off" if each == name else value) for each, value in wanted.items()]
         with pytest.raises(StoreRefused, match=f"does not take the setting {name} = "):
