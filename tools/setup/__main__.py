@@ -35,8 +35,8 @@ def main(root: Path | None = None) -> int:
     progress = Progress(sys.stdout)
     try:
         with _alone(root / ".cache" / "set-up.lock", progress):
-            carry_out(_steps(root), progress)
-    except (SetupError, ModuleMissingError, PostgresqlMissingError) as error:
+            carry_out(_steps(root, progress), progress)
+    except (SetupError, ModuleMissingError) as error:
         sys.stderr.write(f"set-up: {error}\n")
         return 1
     except OSError as error:
@@ -58,7 +58,7 @@ def carry_out(steps: Sequence[Step], progress: Progress) -> None:
                 step.do()
 
 
-def _steps(root: Path) -> list[Step]:
+def _steps(root: Path, progress: Progress) -> list[Step]:
     commands = Commands(directory=root, log=root / ".cache" / "set-up.log")
     environment = Environment(root=root, commands=commands, environ=clean_environ())
     return [
@@ -70,7 +70,7 @@ def _steps(root: Path) -> list[Step]:
         ),
         Step(title="Project and commands", needed=environment.needs_project, do=environment.install_project),
         Step(title="Development HSM (SoftHSM)", needed=_no_module, do=ensure_module),
-        Step(title="PostgreSQL, for tests", needed=_no_server, do=ensure_binaries),
+        Step(title="PostgreSQL, for tests", needed=_no_server, do=lambda: _ensure_server(progress)),
     ]
 
 
@@ -88,6 +88,14 @@ def _no_server() -> bool:
     except PostgresqlMissingError:
         return True
     return False
+
+
+def _ensure_server(progress: Progress) -> None:
+    """All but the tests works without it, so it stops nobody: the one line to type is said."""
+    try:
+        ensure_binaries()
+    except PostgresqlMissingError as error:
+        progress.say(f"  {error}")
 
 
 @contextlib.contextmanager
