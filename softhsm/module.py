@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from softhsm.debian import DebianError, install, unpack
 from softhsm.errors import ModuleMissingError
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ _LIBRARY = "libsofthsm2.so"
 _UTILITY = "softhsm2-util"
 _BREW_PREFIXES = (Path("/opt/homebrew"), Path("/usr/local"), Path("/home/linuxbrew/.linuxbrew"))
 _DEBIAN_PACKAGES = ("softhsm2", "libsofthsm2")
-_COMMAND_DEADLINE_SECONDS = 300
 _TRIAL_DEADLINE_SECONDS = 30
 
 
@@ -132,72 +132,12 @@ def _loading_fault(path: Path) -> str | None:
 def _fetch(cache: Path) -> None:
     if shutil.which("apt-get") is None:
         _refuse("this system has no apt-get")
-    if os.geteuid() == 0 and _apt_install():
+    if os.geteuid() == 0 and install("softhsm2"):
         return
-    _unpack(cache)
-
-
-def _apt_install() -> bool:
-    """Installs the Debian package; False if apt cannot (a read-only root, no mirror), and then unpacking is tried."""
-    install = ["apt-get", "install", "-y", "--no-install-recommends", "softhsm2"]
-    return _succeeds(install) or (_succeeds(["apt-get", "update"]) and _succeeds(install))
-
-
-def _unpack(cache: Path) -> None:
-    """Downloads the Debian packages and unpacks them without installing, which takes no root; apt checks signatures as usual.
-
-    The files appear in `cache` by one rename, so that an interrupted set-up leaves nothing half-made to be found.
-    """
-    if shutil.which("dpkg-deb") is None:
-        _refuse("this system has no dpkg-deb")
-    work = cache.with_name(f"{cache.name}.{os.getpid()}")
-    shutil.rmtree(work, ignore_errors=True)
-    (work / "download").mkdir(parents=True)
     try:
-        _download(work)
-        for package in sorted((work / "download").glob("*.deb")):
-            if not _succeeds(["dpkg-deb", "-x", str(package), str(work / "unpacked")]):
-                _refuse(f"{package.name} cannot be unpacked")
-        shutil.rmtree(cache, ignore_errors=True)
-        (work / "unpacked").rename(cache)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _download(work: Path) -> None:
-    """Fetches with the machine's package lists, or, where there are none (slim images delete them), with lists of our own."""
-    target = work / "download"
-    own = _own_apt_state(work)
-    if _succeeds(["apt-get", "download", *_DEBIAN_PACKAGES], target):
-        return
-    if _succeeds(["apt-get", *own, "update"], target) and _succeeds(
-        ["apt-get", *own, "download", *_DEBIAN_PACKAGES], target
-    ):
-        return
-    _refuse("apt-get cannot download it (is the network up?)")
-
-
-def _own_apt_state(work: Path) -> list[str]:
-    lists, cache = work / "apt/lists", work / "apt/cache"
-    (lists / "partial").mkdir(parents=True)
-    (cache / "archives/partial").mkdir(parents=True)
-    return ["-o", f"Dir::State::lists={lists}", "-o", f"Dir::Cache={cache}"]
-
-
-def _succeeds(command: list[str], directory: Path | None = None) -> bool:
-    try:
-        done = subprocess.run(
-            command,
-            cwd=directory,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
-            timeout=_COMMAND_DEADLINE_SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return done.returncode == 0
+        unpack(cache, lambda options: _DEBIAN_PACKAGES)  # noqa: ARG005 - known, wherever apt finds them
+    except DebianError as error:
+        _refuse(str(error))
 
 
 def _refuse(reason: str) -> NoReturn:

@@ -18,8 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from softhsm.debian import DebianError, install, run, unpack
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 __all__ = ["Binaries", "PostgresqlMissingError", "cache_directory", "ensure_binaries", "find_binaries"]
 
@@ -27,7 +29,6 @@ BIN_VARIABLE = "POSTGRESQL_BIN"
 OLDEST_MAJOR = 13
 
 _NEEDED = ("initdb", "postgres", "pg_ctl", "pg_basebackup")
-_COMMAND_DEADLINE_SECONDS = 600
 _TRIAL_DEADLINE_SECONDS = 30
 _NO_CLUSTER = Path("/etc/postgresql-common/createcluster.conf")
 
@@ -73,7 +74,10 @@ def ensure_binaries(*, cache: Path | None = None) -> Binaries:
     if shutil.which("apt-get") is None:
         _refuse("this system has no apt-get")
     if os.geteuid() != 0 or not _install():
-        _unpack(cache or cache_directory())
+        try:
+            unpack(cache or cache_directory(), _missing_packages)
+        except DebianError as error:
+            _refuse(str(error))
     return find_binaries(cache=cache)
 
 
@@ -118,80 +122,16 @@ def _runs(binaries: Binaries) -> bool:
 
 
 def _install() -> bool:
-    """False if apt cannot (a read-only root, no mirror), and then unpacking is tried."""
     if not _NO_CLUSTER.exists():  # dpkg keeps a configuration file that it finds
         _NO_CLUSTER.parent.mkdir(parents=True, exist_ok=True)
         _NO_CLUSTER.write_text("create_main_cluster = false\n")
-    install = ["apt-get", "install", "-y", "--no-install-recommends", "postgresql"]
-    return _succeeds(install) or (_succeeds(["apt-get", "update"]) and _succeeds(install))
+    return install("postgresql")
 
 
-def _unpack(cache: Path) -> None:
-    """Downloads the packages that are missing here and unpacks them, which takes no root; apt checks signatures as usual.
-
-    The files appear in `cache` by one rename, so that an interrupted set-up leaves nothing half-made to be found.
-    """
-    if shutil.which("dpkg-deb") is None:
-        _refuse("this system has no dpkg-deb")
-    work = cache.with_name(f"{cache.name}.{os.getpid()}")
-    shutil.rmtree(work, ignore_errors=True)
-    (work / "download").mkdir(parents=True)
-    try:
-        _download(work)
-        for package in sorted((work / "download").glob("*.deb")):
-            if not _succeeds(["dpkg-deb", "-x", str(package), str(work / "unpacked")]):
-                _refuse(f"{package.name} cannot be unpacked")
-        shutil.rmtree(cache, ignore_errors=True)
-        (work / "unpacked").rename(cache)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _download(work: Path) -> None:
-    """With the machine's package lists, or, where there are none (slim images delete them), with lists of our own."""
-    target = work / "download"
-    lists, archives = work / "apt/lists", work / "apt/cache"
-    (lists / "partial").mkdir(parents=True)
-    (archives / "archives/partial").mkdir(parents=True)
-    own = ["-o", f"Dir::State::lists={lists}", "-o", f"Dir::Cache={archives}"]
-    if _download_with([], target):
-        return
-    if _succeeds(["apt-get", *own, "update"], target) and _download_with(own, target):
-        return
-    _refuse("apt-get cannot download it (is the network up?)")
-
-
-def _download_with(options: list[str], target: Path) -> bool:
+def _missing_packages(options: Sequence[str]) -> list[str]:
     """What an installation would add, by a dry run of it: the server and the libraries that this machine lacks."""
-    plan = _output(["apt-get", *options, "install", "--simulate", "--no-install-recommends", "postgresql"])
-    packages = re.findall(r"^Inst (\S+)", plan, re.MULTILINE)
-    return bool(packages) and _succeeds(["apt-get", *options, "download", *packages], target)
-
-
-def _succeeds(command: list[str], directory: Path | None = None) -> bool:
-    return _run(command, directory) is not None
-
-
-def _output(command: list[str]) -> str:
-    return _run(command, None) or ""
-
-
-def _run(command: list[str], directory: Path | None) -> str | None:
-    try:
-        done = subprocess.run(
-            command,
-            cwd=directory,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            env={**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"},
-            timeout=_COMMAND_DEADLINE_SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
+    plan = run(["apt-get", *options, "install", "--simulate", "--no-install-recommends", "postgresql"])
+    return re.findall(r"^Inst (\S+)", plan or "", re.MULTILINE)
 
 
 def _refuse(reason: str) -> NoReturn:
