@@ -33,6 +33,9 @@ _SILENCE_SECONDS = 8.0  # longer than the server's own limits: it has stopped, o
 RV = TypeVar("RV")
 
 
+_SAVE, _RELEASE = "SAVEPOINT command", "RELEASE SAVEPOINT command"
+
+
 class PostgresqlDialect:
     schema: str | None = SCHEMA
 
@@ -119,6 +122,8 @@ class PostgresqlConnection:
     def __init__(self, driver: "psycopg.Connection[Row]") -> None:
         self.driver = driver
         self._cursor = driver.cursor(binary=True)
+        self._control = driver.cursor()  # without parameters or binary answers: more than one statement in a message
+        self._is_kept = False
         self._warned = False
         self._waited = False
         driver.add_notice_handler(self._note)
@@ -130,7 +135,7 @@ class PostgresqlConnection:
         return self._execute(statement.text, statement.bind(values)).fetchall()
 
     def begin(self) -> None:
-        self._waited = False
+        self._waited = self._is_kept = False
         self._execute("BEGIN ISOLATION LEVEL READ COMMITTED")
 
     def commit(self) -> None:
@@ -150,14 +155,14 @@ class PostgresqlConnection:
                 self.driver.close()
 
     def save(self) -> None:
-        self._execute("SAVEPOINT command")
+        self._execute(f"{_RELEASE}; {_SAVE}" if self._is_kept else _SAVE)
+        self._is_kept = False
 
     def keep(self) -> None:
-        self._execute("RELEASE SAVEPOINT command")
+        self._is_kept = True  # released on the way of the next one, or by COMMIT: a round trip less for each command
 
     def undo(self) -> None:
-        self._execute("ROLLBACK TO SAVEPOINT command")
-        self._execute("RELEASE SAVEPOINT command")
+        self._execute(f"ROLLBACK TO SAVEPOINT command; {_RELEASE}")
         if self._waited:  # each of the group's other commands would wait as long for the same stranger
             self._execute("SET LOCAL lock_timeout = '50ms'")
 
@@ -169,6 +174,8 @@ class PostgresqlConnection:
 
     def _execute(self, text: str, values: tuple[Value, ...] | None = None) -> "psycopg.Cursor[Row]":
         try:
+            if values is None:
+                return self._control.execute(text, prepare=False)
             return self._cursor.execute(text, values)
         except psycopg.Error as error:
             self._waited = self._waited or is_lock_timeout(error)
