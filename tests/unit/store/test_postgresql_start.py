@@ -2,6 +2,8 @@
 
 import asyncio
 import secrets
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from sidecar.store.postgresql.connection import PostgresqlConnection, check_sett
 from sidecar.store.postgresql.server import check_server
 from tests.fakes.store import HandClock, SoftwareSigner
 from tests.unit.store.postgresql import cluster, execute, migrated_on, new_database, opened, url_of
-from tests.unit.store.support import draft
+from tests.unit.store.support import draft, new_claim
 from tools.postgresql.cluster import OWNER, SIDECAR, ScratchCluster
 
 
@@ -450,8 +452,20 @@ def test_a_shadowed_table_is_not_taken_for_ours() -> None:
             store._database.first.driver.execute("CREATE TEMP TABLE claims (LIKE custody.claims)")  # type: ignore[attr-defined]
             await store.record([draft()])
             assert (await store.log_position()).size == 1
+            store._database.first.driver.execute("SET search_path = evil, custody")  # type: ignore[attr-defined]
+            await store.record(
+                [draft()], claim=new_claim()
+            )  # not even where the path is another: each name has its schema
+            assert (await store.log_position()).size == 2
 
     asyncio.run(run())
+
+
+def test_a_sidecar_with_a_file_does_not_load_the_driver() -> None:
+    """What is not there cannot be attacked, and takes no memory."""
+    program = "import sys, sidecar.wiring; sys.exit('psycopg' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
 
 
 def test_a_database_of_another_cluster_is_refused() -> None:
