@@ -80,6 +80,10 @@ image: ## Build the container image (TARGET=runtime or dev, BASE=, TAG=)
 bench: setup ## Measure what custody costs (some four minutes)
 	@$(PY) -m benchmarks all
 
+.PHONY: model
+model: setup ## Explore the models of payment and refresh further than the tests do (some five minutes)
+	@$(PY) -m tests.model
+
 .PHONY: clean
 clean: ## Remove everything that set-up, tests and runs have made, development keys included
 	rm -rf .venv .cache var build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
