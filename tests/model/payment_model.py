@@ -30,6 +30,7 @@ YES = frozenset({AWAITING, ACCEPTED, SETTLED})
 NO = frozenset({REJECTED, ABANDONED})
 TERMINAL = frozenset({SETTLED, REJECTED, REJECTED_LATE, CANCELLED, ABANDONED})
 UNKNOWN = frozenset({DISPATCHED, RECONCILING})
+NEVER_EXECUTED = frozenset({REJECTED_LATE, CANCELLED})  # the bank had it, and dropped it for good
 
 # -- what a run is at; FIRST is the send of a new payment, REPEAT that of the reconciler
 IDLE = "idle"
@@ -227,7 +228,7 @@ class PaymentModel:
     def broken(self, state: State) -> str:
         if state.made > 1:
             return "executed twice"
-        if state.told & TOLD_NO and state.made:
+        if state.told & TOLD_NO and state.made and state.status not in NEVER_EXECUTED:
             return "told rejected, and executed"
         if state.told == TOLD_YES | TOLD_NO:
             return "told both yes and no"
@@ -486,6 +487,7 @@ class PaymentModel:
             epoch = run.epoch + 1
             after = self._to(state, index, Run(), RECONCILING, max(epoch, state.epoch))
             return Step(f"{name} writes that the outcome is unknown, epoch {epoch}", after, calm=True)
+        outcome = _first_told(outcome)
         after = self._to(state, index, Run(), outcome, max(run.epoch, state.epoch))
         return Step(f"{name} writes {outcome}", after, calm=True)
 
@@ -593,8 +595,8 @@ class PaymentModel:
         if state.row != RECONCILING or state.epoch != run.epoch:
             return Step(f"{name} is fenced off", _with(state, index, Run()), calm=True)
         if run.outcome != NOT_FOUND:
-            after = self._to(state, index, Run(), run.outcome, run.epoch)
-            return Step(f"{name} writes {run.outcome}", after, calm=True)
+            outcome = _first_told(run.outcome)
+            return Step(f"{name} writes {outcome}", self._to(state, index, Run(), outcome, run.epoch), calm=True)
         quiet = run.quiet if rules.look_up_is_asked_after_quiet else self._is_quiet(state)
         if quiet or not rules.not_found_is_unsettled_until_quiet:
             return Step(
@@ -656,7 +658,7 @@ class PaymentModel:
         if state.row != NEEDS_ATTENTION:
             return
         if self._is_quiet(state) or not self.rules.human_waits_for_quiet:
-            found = state.status or REJECTED
+            found = _first_told(state.status or REJECTED)
             after = self._to(state, None, Run(), found if found != AWAITING else ACCEPTED, state.epoch)
             yield Step(f"the operator has asked the bank, and writes {found}", after, calm=True)
 
@@ -739,6 +741,11 @@ class PaymentModel:
 
     def _left(self, used: int, what: str) -> bool:
         return self.bounds is None or used < getattr(self.bounds, what)
+
+
+def _first_told(status: str) -> str:
+    """Who is told for the first time is told rejected of a payment that the bank has dropped meanwhile."""
+    return REJECTED if status in NEVER_EXECUTED else status
 
 
 def _with(state: State, index: int, run: Run, **changes: object) -> State:
