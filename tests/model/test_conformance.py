@@ -34,6 +34,7 @@ NAMES = {
 WORDS = {state: name for name, state in NAMES.items()}
 SMALL = Bounds(crashes=1, dispatches=2)
 
+_MOST_SEEDS = 12  # two or three do, mostly
 # Changes of the row that say when to look again and nothing else: the model has no such times.
 PUT_OFF = {Transition(state, state, 0) for state in (model.RECONCILING, model.ACCEPTED, model.AWAITING)}
 
@@ -118,20 +119,24 @@ class WatchedSimulation(Simulation):
         for payment in bank.payments.values():
             if payment.status != "RJCT":
                 payment.status = "ACSC"
+        for _ in range(3):  # an old payment is asked about once an hour
+            self.advance(3700)
+            await self.reconcile(self.serving)
         await super().come_to_an_end(requests)
 
 
 def test_the_real_code_changes_the_row_only_as_the_model_does() -> None:
     """Including by how much each change raises the epoch; and it makes every change of the model that it is led to."""
+    led_to = {change for bank in "AC" for change in transitions(bank) if is_simulated(change)}
     made: set[Transition] = set()
-    for bank, name in (("A", "sandbox-bank-idempotent"), ("C", "sandbox-bank")):
-        seen: set[Transition] = set()
-        for seed in range(4):
+    for seed in range(_MOST_SEEDS):
+        for bank, name in (("A", "sandbox-bank-idempotent"), ("C", "sandbox-bank")):
             simulation = WatchedSimulation(seed, name)
             asyncio.run(simulation.run())
-            seen |= simulation.watched.changes
 
-        assert seen - PUT_OFF <= transitions(bank)
-        made |= seen
+            assert simulation.watched.changes - PUT_OFF <= transitions(bank), f"class {bank}, seed {seed}"
+            made |= simulation.watched.changes
+        if led_to <= made:
+            return
 
-    assert {change for bank in "AC" for change in transitions(bank) if is_simulated(change)} <= made
+    assert led_to <= made
