@@ -23,6 +23,7 @@ from sidecar.custody.access import (
     request_digest,
 )
 from sidecar.custody.owned_tasks import OwnedTasks
+from sidecar.custody.payments import NETWORK_LIFE_SECONDS
 from sidecar.custody.persisting import persist
 from sidecar.custody.provider_calls import (
     answer_of,
@@ -38,6 +39,7 @@ from sidecar.domain.caller import Caller
 from sidecar.domain.consent import TRANSITIONS, AccountReference, Consent, ConsentState, Purpose
 from sidecar.domain.ids import ConsentId, OwnerId, ProviderId, RequestId, new_consent_id
 from sidecar.domain.money import Money
+from sidecar.domain.payment import PaymentState
 from sidecar.domain.provider import Answer, ProviderRequest, SendOutcome, TokenGrant
 from sidecar.domain.secrets import SealedSecret, SecretKind
 from sidecar.domain.text import check_iban
@@ -57,6 +59,7 @@ from sidecar.ports import (
     Hsm,
     ImportKey,
     OpenSecret,
+    PaymentFilter,
     SecretsChange,
     Store,
     TokenEgress,
@@ -70,6 +73,11 @@ _LONGEST_LIFE = timedelta(
 _TELL_FOR = timedelta(days=1)
 # Longer than the longest exchange of a code: a provider's call_seconds (at most 60) and what the HSM and the store may take.
 _EXCHANGE_SECONDS = 120.0
+# Longer than the longest send (a descriptor's send_seconds, at most 10) and what two clocks may differ by.
+_LONGEST_PERMIT_SECONDS = 10.0 + NETWORK_LIFE_SECONDS
+_PERMIT_POLL_SECONDS = 0.1
+_PAGE = 100
+_DISPATCHED = frozenset({PaymentState.DISPATCHED, PaymentState.RECONCILING})
 _ENDED = frozenset({ConsentState.REVOKED, ConsentState.EXPIRED, ConsentState.FAILED})
 
 
@@ -424,7 +432,10 @@ class Consents:
     async def revoke(
         self, caller: Caller, consent_id: ConsentId, owner: OwnerId | None, request_id: RequestId
     ) -> Consent:
-        """Unusable here at once; then the provider is told and the data key destroyed. A repeat gives the same answer."""
+        """Unusable here at once; then the provider is told and the data key destroyed. A repeat gives the same answer.
+
+        Answered only when no payment can leave any more on a permit that was given before.
+        """
         consent = await consent_for(self._store, caller, consent_id, owner)
         claim = _claim(caller, request_id, "RevokeConsent", consent.id, request_digest(consent.id))
         earlier = await self._store.claim(caller.workload, request_id)
@@ -432,7 +443,27 @@ class Consents:
             check_same_request(earlier, claim)
         if consent.state is not ConsentState.REVOKED:
             consent = await self._mark_revoked(consent, claim)
-        return await self._tasks.run(self._finish(consent))
+        ended = await self._tasks.run(self._finish(consent))
+        await self._until_no_permit_is_left(consent.id)
+        return ended
+
+    async def _until_no_permit_is_left(self, consent_id: ConsentId) -> None:
+        """A permit is sent on before its deadline or never. No new one is given: the store refuses that since the revocation."""
+        began_ns = self._clock.boot_time_ns()
+        while (self._clock.boot_time_ns() - began_ns) / 1e9 < _LONGEST_PERMIT_SECONDS:
+            if not await self._has_permit(consent_id):
+                return
+            await self._clock.sleep(_PERMIT_POLL_SECONDS)
+
+    async def _has_permit(self, consent_id: ConsentId) -> bool:
+        """Whether a payment without an outcome may still be sent, also by a sidecar whose clock is a little behind this one."""
+        over = self._clock.now() - timedelta(seconds=NETWORK_LIFE_SECONDS)
+        where, after = PaymentFilter(consent=consent_id, states=_DISPATCHED), ""
+        while page := await self._store.payments(where, after=after, limit=_PAGE):
+            if any(payment.send_deadline_time and payment.send_deadline_time > over for payment in page):
+                return True
+            after = page[-1].id
+        return False
 
     async def _mark_revoked(self, consent: Consent, claim: Claim) -> Consent:
         for _ in range(3):  # another change of the same row may be faster; revoking wins in the end

@@ -10,7 +10,7 @@ import pytest
 
 from sidecar.custody.payments import InitiatePayment
 from sidecar.domain.audit import AuditEvent
-from sidecar.domain.consent import AccountReference, ConsentState, Purpose
+from sidecar.domain.consent import AccountReference, Consent, ConsentState, Purpose
 from sidecar.domain.ids import PaymentId, ProviderId, WorkloadId
 from sidecar.domain.money import Money
 from sidecar.domain.payment import DispatchPermit, Payment, PaymentState
@@ -179,6 +179,52 @@ async def test_rule_2_a_consent_that_ends_while_preparing_pays_nothing() -> None
     assert total(world) == 0
     assert AuditEvent.PAYMENT_DISPATCHED not in world.events()
     assert world.core.egress.discarded == 1
+
+
+async def test_a_revocation_is_not_answered_while_a_payment_may_still_leave() -> None:
+    """The dispatch was on record first, and its run stands still before the first byte: the answer waits until it has sent."""
+    world = World()
+    consent = await world.consent()
+    revocations: list[asyncio.Task[Consent]] = []
+
+    async def revoke_meanwhile() -> None:
+        revocations.append(asyncio.ensure_future(world.core.consents.revoke(caller(), consent.id, OWNER, request_id())))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert (await world.stored(consent)).state is ConsentState.REVOKED
+        assert not revocations[0].done()
+
+    world.core.egress.gates["send"] = revoke_meanwhile
+    paid = await world.core.payments.initiate(caller(), payment_request(consent))
+
+    assert (await revocations[0]).state is ConsentState.REVOKED
+    assert paid.state is S.SETTLED
+    assert total(world) == 1
+
+
+async def test_a_revocation_does_not_wait_for_a_permit_that_is_over() -> None:
+    """The run that had the permit died. Once its deadline has passed, and the clocks of two machines may differ no further, the
+    revocation is answered; a repeat of it, and one where all outcomes are old, wait for nothing."""
+    world = World()
+    consent = await world.consent()
+    world.core.egress.gates["send"] = asyncio.Event().wait  # type: ignore[assignment]
+    lost = asyncio.ensure_future(world.core.payments.initiate(caller(), payment_request(consent)))
+    while not world.core.egress.deadlines:
+        await asyncio.sleep(0)
+    (payment,) = world.store._state.payments.values()
+    after_crash = world.start("two")
+    began_ns = world.clock.boot_time_ns()
+
+    await after_crash.consents.revoke(caller(), consent.id, OWNER, request_id())
+
+    assert payment.send_deadline_time is not None
+    waited_seconds = (world.clock.boot_time_ns() - began_ns) / 1e9
+    assert world.clock.now() >= payment.send_deadline_time
+    assert waited_seconds <= 20
+    began_ns = world.clock.boot_time_ns()
+    await after_crash.consents.revoke(caller(), consent.id, OWNER, request_id())
+    assert world.clock.boot_time_ns() == began_ns
+    lost.cancel()
 
 
 # --- rule 3: the dispatch record
