@@ -243,9 +243,9 @@ class PaymentModel:
         return ""
 
     def is_settled(self, state: State) -> bool:
-        """A human is an end where the class has no other, or where the bank's promise is over."""
+        """A human is an end where the class has no other, or where the bank's promise is over or was not kept."""
         if state.row == NEEDS_ATTENTION:
-            return self.bank == "C" or state.window != OPEN or state.consent != ACTIVE
+            return self.bank != "A" or state.window != OPEN or state.consent != ACTIVE
         return state.row in TERMINAL or state.row in YES or state.row == NONE
 
     # -- everything that may happen
@@ -544,12 +544,22 @@ class PaymentModel:
                 return
             yield from self._repeat_steps(state, index, epoch, is_calm)
         elif self.bank == "B":
-            looked = Run(LOOKED, epoch, outcome=state.status or NOT_FOUND, quiet=self._is_quiet(state))
-            yield Step(f"a run looks the payment up: {looked.outcome}", _with(state, index, looked), calm=is_calm)
+            yield from self._look_up_steps(state, index, is_calm)
         elif not rules.closed_window_goes_to_human and self.bank == "A":
             yield Step("the window is over: rejected", self._to(state, index, Run(), REJECTED, epoch), calm=is_calm)
         elif rules.class_c_goes_to_human:
             yield self._hand_over(state, index, epoch, is_calm)
+
+    def _look_up_steps(self, state: State, index: int, is_calm: bool) -> Iterator[Step[State]]:
+        """Class B: under the next epoch, asked for what the bank has. It reads its own writes."""
+        if not self._left(state.epoch, "epochs"):
+            return
+        epoch = state.epoch + 1
+        looked = Run(LOOKED, epoch, outcome=state.status or NOT_FOUND, quiet=self._is_quiet(state))
+        after = self._to(state, index, looked, RECONCILING, epoch)
+        yield Step(f"a run looks the payment up, epoch {epoch}: {looked.outcome}", after, calm=is_calm)
+        if self._faults:
+            yield self._hand_over(state, index, state.epoch, is_calm=False)  # the bank refuses to be asked
 
     def _hand_over(self, state: State, index: int, epoch: int, is_calm: bool) -> Step[State]:
         if not self.rules.hand_over_checks_row:

@@ -63,16 +63,19 @@ def test_the_model_reaches_what_it_is_about(world: str, rows: set[str]) -> None:
     assert ("window forgotten" in facts) == (world == "A")
 
 
-def test_class_b_never_needs_a_human() -> None:
-    """Where the bank can be asked after the quiet period, no outcome stays with a human."""
-    rows: set[str] = set()
+def test_class_b_needs_no_human_where_nothing_fails() -> None:
+    """Where the bank can be asked after the quiet period, only a bank that refuses to be asked leaves an outcome with a human."""
+    ends: set[str] = set()
 
-    def note(_before: State, step: object) -> None:
-        rows.add(step.state.row)  # type: ignore[attr-defined]
+    def note(before: State, step: object) -> None:
+        if step.calm and step.state.row != before.row:  # type: ignore[attr-defined]
+            ends.add(step.state.row)  # type: ignore[attr-defined]
 
-    explore(PaymentModel("B"), max_states=MAX_STATES, on_step=note)
+    seen = explore(PaymentModel("B"), max_states=MAX_STATES, on_step=note)
 
-    assert NEEDS_ATTENTION not in rows
+    assert seen.is_exhaustive
+    assert NEEDS_ATTENTION not in ends
+    assert {REJECTED, ABANDONED} <= ends
 
 
 def test_the_search_is_the_same_each_time() -> None:
