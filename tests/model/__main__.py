@@ -2,7 +2,7 @@
 
 python -m tests.model              both models, deep
 python -m tests.model --traces     the counter-examples of all seeded defects
-python -m tests.model --write      the table of defects in docs/reliability.md
+python -m tests.model --write      the tables of defects in docs/reliability.md
 """
 
 import argparse
@@ -18,7 +18,7 @@ from tests.model.defects import DEFECTS, explore_with_defect, payment_model
 from tests.model.explorer import Exploration, Model, explore
 from tests.model.payment_model import Bounds
 from tests.model.refresh_model import GRACE, NO_ROTATION, STRICT, WHEN_FIRST_USED, RefreshBounds, RefreshModel
-from tests.model.table import BEGIN, END, defect_table
+from tests.model.table import BEGIN, END, defect_tables
 
 DOCUMENT = Path("docs/reliability.md")
 MAX_STATES = 1_500_000
@@ -49,20 +49,20 @@ def main() -> int:
         prog="python -m tests.model", description="Explore the models of payment and refresh."
     )
     parser.add_argument("--traces", action="store_true", help="show the counter-example of each seeded defect")
-    parser.add_argument("--write", action="store_true", help="write the table of defects into docs/reliability.md")
+    parser.add_argument("--write", action="store_true", help="write the tables of defects into docs/reliability.md")
     parser.add_argument("--max-states", type=int, default=MAX_STATES, help="of each search (default: %(default)s)")
     arguments = parser.parse_args()
     console = Console()
     if arguments.write:
-        _write_table()
+        _write_tables()
         return 0
     return _show_traces(console) if arguments.traces else _go_deep(console, arguments.max_states)
 
 
-def _write_table() -> None:
+def _write_tables() -> None:
     before, rest = DOCUMENT.read_text(encoding="utf-8").split(BEGIN)
     after = rest.split(END)[1]
-    DOCUMENT.write_text(f"{before}{BEGIN}\n{defect_table()}{END}{after}", encoding="utf-8")
+    DOCUMENT.write_text(f"{before}{BEGIN}\n{defect_tables()}\n{END}{after}", encoding="utf-8")
 
 
 def _show_traces(console: Console) -> int:

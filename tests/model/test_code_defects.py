@@ -1,153 +1,24 @@
-"""Defects in the real code: each changes one line of payments, reconciliation or the connector, and the simulation must notice.
+"""A defect in the real code is noticed: by the simulation, or by the store's contract.
 
-The model says that a rule is needed; this says that the simulation would see the product break it. A defect whose line is not
-there any more fails, so that the list is kept.
+The model says that a rule is needed; this says that the tests would see the product break it. A defect whose line is not there
+any more fails, so that the list is kept.
 """
 
 import asyncio
 import importlib
 import inspect
 import types
-from dataclasses import dataclass
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from sidecar.errors import CustodyError
+from tests.contract import test_store_contract
+from tests.model.code_defects import CODE_DEFECTS, STORE_DEFECTS, CodeDefect
 from tests.unit.custody.test_simulation import simulate
 
-CLASS_A, CLASS_C = "sandbox-bank-idempotent", "sandbox-bank"
-MOST_SEEDS = 25  # some need as many as ten
-
-PAYMENTS, RECONCILE = "sidecar.custody.payments", "sidecar.custody.reconcile"
-BERLIN_GROUP = "sidecar.connectors.berlin_group"
-PERMIT = "DispatchPermit(payment=dispatched.id, epoch=dispatched.epoch)"
-NEW_KEY = """
-from uuid import uuid4 as _uuid4
-
-def _with_new_key(request):
-    headers = tuple(
-        replace(header, value=str(_uuid4())) if header.name.lower() == "idempotency-key" else header
-        for header in request.headers
-    )
-    return replace(request, headers=headers)
-"""
-SEND_AGAIN = f"""if not isinstance(outcome, Answer | NotSent):
-            again = await self.prepare(request, access, connector)
-            outcome = await self._egress.send(again, {PERMIT}, deadline_seconds=10.0)
-        return await self._record(dispatched, access.consent, connector, outcome)"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CodeDefect:
-    name: str
-    rule: str
-    module: str
-    line: str
-    instead: str
-    bank: str = CLASS_C
-    more: str = ""  # put at the end of the module
-
-
-CODE_DEFECTS = (
-    CodeDefect(
-        name="each call is a payment of its own",
-        rule="1",
-        module=PAYMENTS,
-        line="claim = _claim(caller, request, now=self._clock.now())",
-        instead="request = replace(request, request_id=RequestId(str(uuid4())))\n"
-        "        claim = _claim(caller, request, now=self._clock.now())",
-    ),
-    CodeDefect(
-        name="a permit without a record",
-        rule="3",
-        module=PAYMENTS,
-        line="permit = await self._store.record_dispatch(dispatched, expected_epoch=expected_epoch, audit=draft)",
-        instead=f"permit = {PERMIT}",
-        more="from sidecar.domain.payment import DispatchPermit\n",
-    ),
-    CodeDefect(
-        name="a time of sending that begins after the record",
-        rule="4",
-        module=PAYMENTS,
-        line="left_seconds = (send_by_ns - self._clock.boot_time_ns()) / 1e9",
-        instead="left_seconds = 1e6",
-        bank=CLASS_A,
-    ),
-    CodeDefect(
-        name="a second POST after no answer",
-        rule="5",
-        module=PAYMENTS,
-        line="return await self._record(dispatched, access.consent, connector, outcome)",
-        instead=SEND_AGAIN,
-        more="from sidecar.domain.payment import DispatchPermit\n",
-    ),
-    CodeDefect(
-        name="no answer is a refusal",
-        rule="6",
-        module=PAYMENTS,
-        line="return InitiationUnknown(code=outcome.code)",
-        instead="return InitiationRefused(code=outcome.code)",
-    ),
-    CodeDefect(
-        name="no answer proves that nothing was sent",
-        rule="6",
-        module=PAYMENTS,
-        line="if isinstance(outcome, NotSent):",
-        instead="if not isinstance(outcome, Answer):",
-    ),
-    CodeDefect(
-        name="any error is a refusal",
-        rule="6",
-        module=BERLIN_GROUP,
-        line='return InitiationUnknown(code=f"HTTP_{answer.status}")',
-        instead='return InitiationRefused(code="HTTP")',
-    ),
-    CodeDefect(
-        name="a sender that is lost has failed",
-        rule="7",
-        module=RECONCILE,
-        line="reconciling = payment.to(\n            PaymentState.RECONCILING,",
-        instead="reconciling = payment.to(\n            PaymentState.REJECTED,",
-    ),
-    CodeDefect(
-        name="a repeat under a new key",
-        rule="8",
-        module=RECONCILE,
-        line="decode_request(payment.rendered_request)",
-        instead="_with_new_key(decode_request(payment.rendered_request))",
-        bank=CLASS_A,
-        more=NEW_KEY,
-    ),
-    CodeDefect(
-        name="a window without an end",
-        rule="8",
-        module=PAYMENTS,
-        line="usable_seconds = idempotency.window_seconds - idempotency.margin_seconds",
-        instead="usable_seconds = 3e8",
-        bank=CLASS_A,
-    ),
-    CodeDefect(
-        name="what a human would have to find out has failed",
-        rule="8",
-        module=RECONCILE,
-        line="PaymentState.NEEDS_ATTENTION, now=self._clock.now(), next_attempt_time=None",
-        instead="PaymentState.REJECTED, now=self._clock.now(), next_attempt_time=None",
-    ),
-    CodeDefect(
-        name="the refusal of a repeat is final",
-        rule="9",
-        module=PAYMENTS,
-        line="case InitiationRefused() if dispatched.state is PaymentState.DISPATCHED:",
-        instead="case InitiationRefused():",
-        bank=CLASS_A,
-    ),
-    CodeDefect(
-        name="no human is ever asked",
-        rule="8",
-        module=RECONCILE,
-        line="flagged = payment.to(PaymentState.NEEDS_ATTENTION,",
-        instead="return\n        flagged = payment.to(PaymentState.NEEDS_ATTENTION,",
-    ),
-)
+MOST_SEEDS = 25  # some defects need as many as seven
 
 
 def _replace_in(monkeypatch: pytest.MonkeyPatch, defect: CodeDefect) -> None:
@@ -188,3 +59,16 @@ def test_the_simulation_notices(defect: CodeDefect, monkeypatch: pytest.MonkeyPa
 
     assert failure is not None
     assert failure.__cause__ is None, "the defect does not run: it raises an error"
+
+
+@pytest.mark.parametrize("defect", STORE_DEFECTS, ids=lambda defect: f"rule {defect.rule}: {defect.name}")
+def test_the_contract_of_the_store_notices(defect: CodeDefect, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On SQLite: the contract's test passes, and fails with the defect in the store."""
+    contract: Callable[[str, Path], None] = getattr(test_store_contract, defect.contract)
+    (tmp_path / "as it is").mkdir()
+    (tmp_path / "with the defect").mkdir()
+
+    contract("sqlite", tmp_path / "as it is")
+    _replace_in(monkeypatch, defect)
+    with pytest.raises((AssertionError, CustodyError, pytest.fail.Exception)):
+        contract("sqlite", tmp_path / "with the defect")

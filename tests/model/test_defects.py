@@ -1,4 +1,4 @@
-"""Each rule earns its place: the models find what happens without it. The table in docs/reliability.md is this data."""
+"""Each rule earns its place: the models find what happens without it. The tables in docs/reliability.md are this data."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 
 from tests.model.defects import DEFECTS, EQUIVALENT, Defect, explore_with_defect, is_payment_world
 from tests.model.explorer import Exploration
-from tests.model.table import BEGIN, END, defect_table
+from tests.model.table import BEGIN, END, defect_tables
 
 DOCUMENT = Path("docs/reliability.md")
 RULES = [*(str(number) for number in range(1, 13)), "consent", *(f"R{number}" for number in range(1, 7))]
@@ -58,12 +58,12 @@ def test_names_are_unique_and_each_switch_is_left_out_by_some_defect() -> None:
     assert refresh == {field.name for field in fields(RefreshRules)}
 
 
-def test_the_document_shows_the_table_as_it_is() -> None:
-    """`python -m tests.model --write` brings it up to date."""
+def test_the_document_shows_the_tables_as_they_are() -> None:
+    """`python -m tests.model --write` brings them up to date."""
     text = DOCUMENT.read_text(encoding="utf-8")
 
     assert text.count(BEGIN) == text.count(END) == 1
-    assert text.split(BEGIN)[1].split(END)[0].strip() == defect_table().strip()
+    assert text.split(BEGIN)[1].split(END)[0].strip() == defect_tables().strip()
 
 
 def test_a_counter_example_can_be_read() -> None:
