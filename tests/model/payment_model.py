@@ -694,8 +694,8 @@ class PaymentModel:
         """Acts of a run on what it saw a while ago."""
         if run.at == CLAIMING:
             key = 1 if state.row == NONE else 2
-            after = self._to(state, index, Run(PREPARING, 1), INTENT, 1, key=key)._replace(told=0)
-            yield Step(f"the call that found no claim inserts its own, key {key}", after, calm=True)
+            claimed = self._to(state, index, Run(PREPARING, 1), INTENT, 1, key=key)._replace(told=0)
+            yield Step(f"the call that found no claim inserts its own, key {key}", claimed, calm=True)
         elif run.at == RECORDING:
             yield from self._repeat_steps(state, index, run.epoch, is_calm=True)
         elif state.row not in TERMINAL:

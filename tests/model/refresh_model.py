@@ -193,8 +193,8 @@ class RefreshModel:
             label = "a run finds a refresh without an outcome, which must not be repeated: flagged"
             yield Step(label, flagged, calm=is_calm)
             return
-        intent = {"intent": epoch, "is_open": True} if rules.intent_before_call else {"intent": epoch}
-        begun = state._replace(epoch=epoch, held=True, live=True, sends=state.sends + 1, **intent)
+        is_open = state.is_open or rules.intent_before_call
+        begun = state._replace(epoch=epoch, intent=epoch, is_open=is_open, held=True, live=True, sends=state.sends + 1)
         sending = Run(SENDING, epoch, state.token, repeats=state.is_open)
         label = f"a run takes the lease of epoch {epoch}, to refresh token {state.token}"
         yield Step(label, _with(begun, index, sending), calm=is_calm)
@@ -315,7 +315,6 @@ class RefreshModel:
 
     def _save(self, state: State, index: int, run: Run) -> Step[State]:
         """The new pair, where no newer intent stands: one that came late is still the only one there is."""
-        free = {"held": False} if state.epoch == run.epoch else {}
         if state.intent != run.epoch and self.rules.save_is_fenced:
             return Step(f"pair {run.got} of epoch {run.epoch} is fenced off", _with(state, index, Run()), calm=True)
         broken = "a newer pair was overwritten by an older one" if run.got < state.token else ""
@@ -326,7 +325,7 @@ class RefreshModel:
             worked=not rotated,
             is_open=False,
             flagged=False,
-            **free,
+            held=state.held and state.epoch != run.epoch,
         )
         return Step(f"the run of epoch {run.epoch} stores pair {run.got}", after, broken, calm=True)
 
