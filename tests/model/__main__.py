@@ -23,6 +23,7 @@ from tests.model.table import BEGIN, END, defect_tables
 DOCUMENT = Path("docs/reliability.md")
 MAX_STATES = 1_500_000
 _THREE_RUNS = Bounds(runs=3, crashes=4, dispatches=4, epochs=10, late=3)
+_THREE_REFRESHES = RefreshBounds(runs=3, crashes=3, sends=6, late=3)
 SEARCHES: Mapping[str, Callable[[], Model[Any]]] = {
     "payments, class A, two runs": lambda: payment_model(
         "A", bounds=Bounds(crashes=4, dispatches=5, epochs=10, late=3)
@@ -37,10 +38,10 @@ SEARCHES: Mapping[str, Callable[[], Model[Any]]] = {
     "payments, class B, three runs": lambda: payment_model("B", bounds=_THREE_RUNS),
     "payments, class C, three runs": lambda: payment_model("C", bounds=_THREE_RUNS),
     "payments, class C, revoked": lambda: payment_model("C, revoked", bounds=_THREE_RUNS),
-    "refresh, strict": lambda: RefreshModel(STRICT, bounds=RefreshBounds(runs=3, crashes=3, sends=6, late=3)),
-    "refresh, grace": lambda: RefreshModel(GRACE, bounds=RefreshBounds(runs=3, crashes=2, sends=4)),
-    "refresh, when first used": lambda: RefreshModel(WHEN_FIRST_USED, bounds=RefreshBounds(crashes=3, sends=5)),
-    "refresh, no rotation": lambda: RefreshModel(NO_ROTATION, bounds=RefreshBounds(runs=3, crashes=2, sends=5)),
+    "refresh, strict": lambda: RefreshModel(STRICT, bounds=_THREE_REFRESHES),
+    "refresh, grace": lambda: RefreshModel(GRACE, bounds=_THREE_REFRESHES),
+    "refresh, when first used": lambda: RefreshModel(WHEN_FIRST_USED, bounds=RefreshBounds(runs=3, crashes=2, sends=5)),
+    "refresh, no rotation": lambda: RefreshModel(NO_ROTATION, bounds=_THREE_REFRESHES),
 }
 
 

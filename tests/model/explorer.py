@@ -29,8 +29,8 @@ class Model(Protocol[S]):
 
     def steps(self, state: S) -> Iterator[Step[S]]: ...
 
-    def calm_steps(self, state: S) -> Iterator[Step[S]]:
-        """What may still happen once faults have stopped. Not cut off by the bounds of `steps`, and always finite."""
+    def unbounded(self) -> "Model[S]":
+        """The same without the bounds that make `steps` finite: its calm steps alone come to an end by themselves."""
 
     def broken(self, state: S) -> str:
         """The invariant that this state breaks; "" where all hold."""
@@ -74,7 +74,7 @@ def explore(
     order = [first]
     parents = [0]
     transitions = 0
-    calm_ends: dict[S, bool] = {}
+    unbounded, calm_ends = model.unbounded(), dict[S, bool]()
 
     def result(broken: str, at: int, *last: str, is_exhaustive: bool = False) -> Exploration:
         trace = (*_trace(model, order, parents, at), *last) if broken else ()
@@ -102,7 +102,7 @@ def explore(
             found[step.state] = len(order)
             order.append(step.state)
             parents.append(at)
-        if check_liveness and (rest := unsettled_trace(model, state, calm_ends)) is not None:
+        if check_liveness and (rest := unsettled_trace(unbounded, state, calm_ends)) is not None:
             return result("once faults stop, it never comes to an end", at, "(faults stop)", *rest)
         at += 1
         if on_progress and at % 5_000 == 0:
@@ -112,6 +112,7 @@ def explore(
 
 def unsettled_trace(model: Model[S], start: S, known: dict[S, bool]) -> list[str] | None:
     """A way of calm steps from `start` that ends in no settled state, or goes round for ever; None where every way settles.
+    `model` is one without bounds.
 
     `known` carries what was found out from one call to the next: True for states from which every calm way settles.
     """
@@ -124,7 +125,7 @@ def unsettled_trace(model: Model[S], start: S, known: dict[S, bool]) -> list[str
         """Goes on to `state`; False where it ends unsettled, or was met on this very way."""
         if state in on_path or len(path) > _LONGEST_CALM_WAY:
             return False
-        calm = list(model.calm_steps(state))
+        calm = [step for step in model.steps(state) if step.calm]
         if not calm and not model.is_settled(state):
             return False
         path.append((state, iter(calm), label))

@@ -13,6 +13,7 @@ answered; an answer is never taken back; no human is asked where nothing failed;
 """
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -250,13 +251,10 @@ class PaymentModel:
 
     # -- everything that may happen
 
-    def calm_steps(self, state: State) -> Iterator[Step[State]]:
-        bounds, self.bounds = self.bounds, None
-        try:
-            calm = [step for step in self.steps(state) if step.calm]
-        finally:
-            self.bounds = bounds
-        return iter(calm)
+    def unbounded(self) -> "PaymentModel":
+        same = copy(self)
+        same.bounds = None
+        return same
 
     def steps(self, state: State) -> Iterator[Step[State]]:
         seen: set[Run] = set()

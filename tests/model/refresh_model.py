@@ -11,6 +11,7 @@ nothing is flagged by our own race; once faults stop, every way comes to an end.
 """
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -134,13 +135,10 @@ class RefreshModel:
 
     # -- everything that may happen
 
-    def calm_steps(self, state: State) -> Iterator[Step[State]]:
-        bounds, self.bounds = self.bounds, None
-        try:
-            calm = [step for step in self.steps(state) if step.calm]
-        finally:
-            self.bounds = bounds
-        return iter(calm)
+    def unbounded(self) -> "RefreshModel":
+        same = copy(self)
+        same.bounds = None
+        return same
 
     def steps(self, state: State) -> Iterator[Step[State]]:
         seen: set[Run] = set()
