@@ -200,6 +200,22 @@ def test_a_conflict_at_any_statement_runs_the_group_again(code: str) -> None:
     asyncio.run(run())
 
 
+def test_no_savepoint_lies_within_another() -> None:
+    """Each command's is released before the next one begins, or the server would carry a hundred of them to COMMIT."""
+
+    async def run() -> None:
+        signer = SoftwareSigner()
+        async with faulty(new_database(), signer=signer) as (store, database):
+            work = await Work.prepared(store)
+            work.check_done(await work.together(store, database, signer))
+            depth = 0
+            for step in "; ".join(_statements(database)).split("; "):
+                depth += {"SAVEPOINT command": 1, "RELEASE SAVEPOINT command": -1}.get(step, 0)
+                assert depth in (0, 1)
+
+    asyncio.run(run())
+
+
 def test_a_conflict_that_stays_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A group is run again some times and no more; then everybody in it is told to try again, and nothing was written."""
     monkeypatch.setattr(committer, "_CONFLICT_PAUSE_SECONDS", 0.0001)
