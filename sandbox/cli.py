@@ -57,6 +57,7 @@ def _serve_options(options: argparse.Namespace) -> Options:
         control_port=options.control_port,
         idempotency=options.idempotency,
         idempotency_window_seconds=options.idempotency_window_seconds,
+        payment_lookup=options.payment_lookup,
         signature=options.signature,
         access_token_seconds=options.access_token_seconds,
         token_prefix=options.token_prefix,
@@ -87,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--control-port", type=_port, default=0)
     serve.add_argument("--idempotency", choices=("header", "none"), default="none")
     serve.add_argument("--idempotency-window-seconds", type=_seconds, default=86400.0)
+    serve.add_argument("--payment-lookup", action="store_true", help="list payments by their instructionIdentification")
     serve.add_argument(
         "--signature",
         choices=("required", "writes", "optional"),

@@ -13,6 +13,7 @@ class Options:
     control_port: int = 0
     idempotency: str = "none"  # header | none
     idempotency_window_seconds: float = 86400.0
+    payment_lookup: bool = False  # whether payments can be listed by the reference that the caller gave them
     signature: str = "required"  # required | writes | optional
     access_token_seconds: int = 600
     token_prefix: str = ""  # begins every token, so that a search can find what must be nowhere

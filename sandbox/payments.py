@@ -114,6 +114,16 @@ class Payments:
             return None
         return self._up_to_date(payment)
 
+    def by_reference(self, reference: str, *, product: str, client_id: str, person_id: str) -> list[Payment]:
+        """Return the payments of this client and person that carried this instructionIdentification."""
+        mine = (product, client_id, person_id)
+        return [
+            self._up_to_date(payment)
+            for payment in self._payments.values()
+            if payment.instruction.body.get("instructionIdentification") == reference
+            and (payment.instruction.product, payment.instruction.client_id, payment.instruction.person_id) == mine
+        ]
+
     def to_approve(self, approval_id: str) -> Payment | None:
         """Return the payment behind an approval link while it waits."""
         payment = self._approvals.get(approval_id)

@@ -100,6 +100,7 @@ def build_bank(
                 clock=clock,
                 payments=payments,
                 idempotency=_idempotency(options, memory, clock),
+                lookup=options.payment_lookup,
                 callers=callers,
                 addresses=addresses,
             ),

@@ -47,7 +47,7 @@ class DevelopmentError(Exception):
 class Development(AbstractContextManager["Development"]):
     """The system's parts in `directory`. Made by `prepare`; `start_bank` and `start_sidecar` start its processes.
 
-    `descriptor` is the bank's: sandbox-bank (class C) or sandbox-bank-idempotent (class A).
+    `descriptor` is the bank's: sandbox-bank (class C), sandbox-bank-idempotent (class A) or sandbox-bank-lookup (class B).
     """
 
     directory: Path
@@ -134,6 +134,8 @@ class Development(AbstractContextManager["Development"]):
         arguments = list(self.bank_arguments)
         if self.descriptor == "sandbox-bank-idempotent":
             arguments += ["--idempotency", "header"]
+        if self.descriptor == "sandbox-bank-lookup":
+            arguments += ["--payment-lookup"]
         arguments += ["--frequency-per-day", "1000", "--port", str(_kept_port(self.directory / "bank-port"))]
         bank = SandboxProcess.start(
             self.bank_directory,

@@ -64,6 +64,8 @@ class Xs2a:
                 return self._accounts.read(call, client, rest)
             case "POST", [service, product] if service in SERVICES:
                 return self._payments.initiate(call, client, service, product)
+            case "GET", [service, product] if service in SERVICES:
+                return self._payments.list_by_reference(call, client, service, product)
             case (("GET" | "DELETE"), [service, product, payment_id]) if service in SERVICES:
                 return self._payments.read_or_cancel(call, client, service, product, payment_id)
             case "GET", [service, product, payment_id, "status"] if service in SERVICES:

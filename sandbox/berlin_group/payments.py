@@ -1,4 +1,4 @@
-"""Payments: initiate, read, status, cancel.
+"""Payments: initiate, read, status, cancel, and the list by reference.
 
 Rules this module keeps:
 - Every reading and checking comes before the one step that executes.
@@ -15,7 +15,7 @@ from sandbox.berlin_group.fields import Refusal, amount, iban, json_body, psu_ip
 from sandbox.directory import Client
 from sandbox.oauth import Grant
 from sandbox.payments import IdempotencyKeys, Instruction, KeyConflict, Payment, Payments
-from sandbox.web import Addresses, Answer, Call, Clock, json_answer
+from sandbox.web import Addresses, Answer, Call, Clock, json_answer, parse_parameters
 
 PRODUCTS = ("sepa-credit-transfers", "instant-sepa-credit-transfers")
 SERVICES = ("payments", "bulk-payments", "periodic-payments")
@@ -43,13 +43,15 @@ class PaymentEndpoints:
         clock: Clock,
         payments: Payments,
         idempotency: IdempotencyKeys | None,
+        lookup: bool,
         callers: Callers,
         addresses: Addresses,
     ) -> None:
-        """Without `idempotency` every POST is a new payment."""
+        """Without `idempotency` every POST is a new payment; `lookup` says whether payments can be listed by reference."""
         self._clock = clock
         self._payments = payments
         self._idempotency = idempotency
+        self._lookup = lookup
         self._callers = callers
         self._addresses = addresses
 
@@ -71,6 +73,22 @@ class PaymentEndpoints:
         if key is not None and self._idempotency is not None:
             self._idempotency.remember(client.client_id, key, request, answer)
         return answer
+
+    def list_by_reference(self, call: Call, client: Client, service: str, product: str) -> Answer:
+        """List the payments that carried a reference: a resource of this bank's own, the standard has none."""
+        if not self._lookup:
+            raise Refusal(405, "SERVICE_INVALID", "this method is not offered at this address")
+        must_have_role(call, pki.ROLE_PAYMENTS)
+        _must_be_product(service, product)
+        grant = self._callers.payment_grant(call, client)
+        query = parse_parameters(call.query)
+        reference = text(query, "instructionIdentification", _TEXT_LENGTHS["instructionIdentification"])
+        if not reference or len(query) > 1:
+            raise Refusal(400, "FORMAT_ERROR", "instructionIdentification is required, and nothing else is")
+        found = self._payments.by_reference(
+            reference, product=product, client_id=client.client_id, person_id=grant.person_id
+        )
+        return json_answer(200, {"payments": [{**self._summary(payment), **_references(payment)} for payment in found]})
 
     def read_or_cancel(self, call: Call, client: Client, service: str, product: str, payment_id: str) -> Answer:
         """Show a payment (GET) or cancel it (DELETE)."""
@@ -141,10 +159,7 @@ class PaymentEndpoints:
     def _initiated(self, payment: Payment) -> Answer:
         path = f"/v1/payments/{payment.instruction.product}/{payment.payment_id}"
         links = {"self": {"href": path}, "status": {"href": f"{path}/status"}}
-        document: dict[str, object] = {
-            "transactionStatus": payment.status(self._clock()),
-            "paymentId": payment.payment_id,
-        }
+        document = self._summary(payment)
         headers = {"Location": self._addresses.api + path}
         if payment.approval_id is not None:
             links = {"scaRedirect": {"href": f"{self._addresses.issuer}/sca/{payment.approval_id}"}, **links}
@@ -154,6 +169,9 @@ class PaymentEndpoints:
             document["scaStatus"] = "exempted"
         return json_answer(201, {**document, "_links": links}, headers)
 
+    def _summary(self, payment: Payment) -> dict[str, object]:
+        return {"transactionStatus": payment.status(self._clock()), "paymentId": payment.payment_id}
+
     def _own_payment(self, call: Call, client: Client, service: str, product: str, payment_id: str) -> Payment:
         must_have_role(call, pki.ROLE_PAYMENTS)
         _must_be_product(service, product)
@@ -162,6 +180,11 @@ class PaymentEndpoints:
         if payment is None or payment.instruction.product != product:
             raise Refusal(404, "RESOURCE_UNKNOWN", "this payment is not known")
         return payment
+
+
+def _references(payment: Payment) -> dict[str, object]:
+    names = ("instructionIdentification", "endToEndIdentification")
+    return {name: payment.instruction.body[name] for name in names if name in payment.instruction.body}
 
 
 def _must_be_product(service: str, product: str) -> None:

@@ -188,6 +188,14 @@ class Connector(Protocol):
 
     def read_payment_status(self, answer: Answer, *, call_id: str) -> Reading[PaymentReading] | Problem: ...
 
+    def look_up_payment(self, payment: Payment, *, call_id: str) -> UnsignedRequest | None:
+        """Asks for the payment by our own key; None where the provider promises no look-up (classes A and C)."""
+
+    def read_look_up(
+        self, answer: Answer, *, payment: Payment, call_id: str
+    ) -> Reading[InitiationAccepted | None] | Problem:
+        """What the provider made of our key; None only where it says, wholly and clearly, that it has nothing."""
+
     # -- account reads
 
     def accounts(self, consent: Consent, *, psu: PsuContext | None, call_id: str) -> UnsignedRequest: ...

@@ -2,7 +2,8 @@
 
 Rules of this module: links of a bank are never followed, only our own path templates are used (a next page gives its query, no
 more); an answer counts only if it is JSON of the expected form and echoes our X-Request-ID where it has one; an initiation is
-refused only by an answer that the descriptor lists, everything else that is not a clear yes is unknown.
+refused only by an answer that the descriptor lists, everything else that is not a clear yes is unknown; a look-up finds nothing
+only where the bank's list is complete and empty.
 """
 
 import json
@@ -172,8 +173,10 @@ class BerlinGroupConnector:
         if idempotency.header:
             headers.append(Header(name=idempotency.header, value=bank_key))
         path = self._payment_path(instruction.product)
-        body = _json(_payment_body(instruction))
-        return self._request("POST", path, headers=tuple(headers), body=body, call_id=call_id, token=True)
+        body = _payment_body(instruction)
+        if idempotency.lookup_parameter:
+            body["instructionIdentification"] = _reference_of(bank_key)
+        return self._request("POST", path, headers=tuple(headers), body=_json(body), call_id=call_id, token=True)
 
     def read_initiation(self, answer: Answer, *, call_id: str) -> InitiationReading:
         if answer.status == 201:
@@ -213,6 +216,34 @@ class BerlinGroupConnector:
             return document
         reading = self._payment_reading(document)
         return Reading(value=reading) if reading else _invalid()
+
+    def look_up_payment(self, payment: Payment, *, call_id: str) -> UnsignedRequest | None:
+        """GET /payments/{payment-product}?PARAMETER=REFERENCE: the bank's own resource, the standard has none."""
+        parameter = self._descriptor.payments.idempotency.lookup_parameter
+        if parameter is None:
+            return None
+        query = urlencode({parameter: _reference_of(payment.bank_key)})
+        path = f"{self._payment_path(payment.instruction.product)}?{query}"
+        return self._request("GET", path, call_id=call_id, token=True)
+
+    def read_look_up(
+        self, answer: Answer, *, payment: Payment, call_id: str
+    ) -> Reading[InitiationAccepted | None] | Problem:
+        """A list with more pages, with payments of other references or with two of ours does not tell what became of this one.
+        That there is none is believed only of an answer to this very request."""
+        document = _expected(answer, 200, call_id)
+        if isinstance(document, Problem):
+            return document
+        items = objects_at(document, "payments")
+        if items is None or len(items) > 1 or "next" in object_at(document, "_links"):
+            return _invalid()
+        if not items:
+            return Reading(value=None) if answer.header("x-request-id") else _invalid()
+        identifier, reading = text_at(items[0], "paymentId"), self._payment_reading(items[0])
+        reference = text_at(items[0], "instructionIdentification")
+        if reference != _reference_of(payment.bank_key) or not _IDENTIFIER.match(identifier) or reading is None:
+            return _invalid()
+        return Reading(value=InitiationAccepted(provider_payment_id=identifier, reading=reading))
 
     def _payment_reading(self, document: JsonObject) -> PaymentReading | None:
         status = text_at(document, "transactionStatus", max_length=4)
@@ -583,6 +614,11 @@ def _payment_body(instruction: PaymentInstruction) -> dict[str, object]:
     if instruction.remittance_information:
         body["remittanceInformationUnstructured"] = instruction.remittance_information
     return body
+
+
+def _reference_of(bank_key: str) -> str:
+    """Our key as an instructionIdentification, which has at most 35 characters (Max35Text of ISO 20022)."""
+    return bank_key.replace("-", "")
 
 
 def _reference(account: AccountReference) -> dict[str, str]:

@@ -110,21 +110,39 @@ _OTHER_HEADERS = frozenset(
 
 class Idempotency(_Part, frozen=True, kw_only=True):
     """`header` and `window_seconds` only with class A. `margin_seconds` before the window's end no repeat is sent any more; it has
-    to be longer than a repeat can be under way."""
+    to be longer than a repeat can be under way.
+
+    `lookup_parameter` and `quiet_seconds` only with class B: the product's payments can be listed by the query parameter of that
+    name, whose value is the instructionIdentification that the initiation carried; and so long after a request can last have
+    reached the provider, the list has every payment that was made of it. `not_found` says whether the provider promises more:
+    that what the list does not have by then is not made later either. Where that is not promised, a human is asked.
+    """
 
     class_: IdempotencyClass = msgspec.field(name="class")
     header: Token | None = None
     window_seconds: Seconds | None = None
     margin_seconds: Annotated[float, msgspec.Meta(ge=60, le=31_536_000)] = 14_400.0
+    lookup_parameter: Token | None = None
+    quiet_seconds: Annotated[float, msgspec.Meta(ge=1, le=86_400)] | None = None
+    not_found: Literal["never-executed", "needs-attention"] = "needs-attention"
 
     def __post_init__(self) -> None:
-        complete = self.header is not None and self.window_seconds is not None
-        if (self.class_ is IdempotencyClass.KEY_WITH_WINDOW) != complete:
+        has_key, has_lookup = _both(self.header, self.window_seconds), _both(self.lookup_parameter, self.quiet_seconds)
+        if has_key is not (self.class_ is IdempotencyClass.KEY_WITH_WINDOW):
             raise ValueError("class A needs header and window_seconds; other classes must not have them")
+        if has_lookup is not (self.class_ is IdempotencyClass.LOOK_UP):
+            raise ValueError("class B needs lookup_parameter and quiet_seconds; other classes must not have them")
+        if self.not_found == "never-executed" and not has_lookup:
+            raise ValueError("not_found must be needs-attention where nothing can be looked up")
         if self.window_seconds is not None and self.window_seconds <= self.margin_seconds:
             raise ValueError("window_seconds must be longer than margin_seconds")
         if self.header is not None and self.header.lower() in _OTHER_HEADERS:
             raise ValueError("header must be one that no other part of the request uses")
+
+
+def _both(one: object, other: object) -> bool | None:
+    """Whether both are there; None where only one is."""
+    return None if (one is None) is not (other is None) else one is not None
 
 
 # Time-out, conflict, too early, too many: each may be said of a payment that is being made (docs/reliability.md, rule 6).

@@ -61,12 +61,21 @@ from sidecar.errors import (
 )
 from sidecar.ports import Claim, Clock, Hsm, PaymentFilter, Prepared, Store, TokenEgress
 
-__all__ = ["NETWORK_LIFE_SECONDS", "InitiatePayment", "Payments", "payment_draft", "reading_of"]
+__all__ = [
+    "NETWORK_LIFE_SECONDS",
+    "UNKNOWN_POLL_SECONDS",
+    "InitiatePayment",
+    "Payments",
+    "payment_draft",
+    "reading_of",
+]
 
 # How long a run may take from the intent to the dispatch record before the payment is given up.
 INTENT_SECONDS = 60.0
 # After the send deadline nothing of ours is on its way out; this long after it, nothing is on its way through the network.
 NETWORK_LIFE_SECONDS = 5.0
+# An unknown outcome is worked on at least this often, so that it is known a minute after what was in the way has gone.
+UNKNOWN_POLL_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,19 +178,21 @@ class Payments:
         )
         request = await sign_request(self._hsm, unsigned)
         prepared = await self.prepare(request, access, connector)
+        begin_ns, now = self._clock.boot_time_ns(), self._clock.now()
+        send_by = now + timedelta(seconds=connector.descriptor.payments.send_seconds)
         dispatched = payment.to(
             PaymentState.DISPATCHED,
-            now=self._clock.now(),
+            now=now,
             attempts=1,
             rendered_request=encode_request(request),
-            dispatch_time=self._clock.now(),
+            dispatch_time=now,
             dispatch_boot_id=self._clock.boot_id(),
-            dispatch_boot_time_ns=self._clock.boot_time_ns(),
-            send_deadline_time=self._in(connector.descriptor.payments.send_seconds),
-            next_attempt_time=self._in(connector.descriptor.payments.send_seconds + NETWORK_LIFE_SECONDS),
+            dispatch_boot_time_ns=begin_ns,
+            send_deadline_time=send_by,
+            next_attempt_time=send_by + timedelta(seconds=NETWORK_LIFE_SECONDS),
         )
         try:
-            outcome = await self.dispatch(dispatched, access.consent, prepared, connector)
+            outcome = await self.dispatch(dispatched, access.consent, prepared, connector, begin_ns=begin_ns)
         except StaleVersion:
             return await self._existing(payment.id)  # another run took it over before anything was sent, and goes on
         return await self._record(dispatched, access.consent, connector, outcome)
@@ -203,13 +214,14 @@ class Payments:
         )
 
     async def dispatch(
-        self, dispatched: Payment, consent: Consent, prepared: Prepared, connector: Connector
+        self, dispatched: Payment, consent: Consent, prepared: Prepared, connector: Connector, *, begin_ns: int
     ) -> SendOutcome:
         """The dispatch record under a signed checkpoint, and only then the one send that it permits.
 
-        The send's time runs from before the last checks: a process that was paused anywhere after them sends nothing.
+        The send's time runs from `begin_ns` (CLOCK_BOOTTIME), which was read before the record's own times and the last checks:
+        a process that was paused anywhere after it sends nothing, and who reads the record knows when the send is over.
         """
-        send_by_ns = self._clock.boot_time_ns() + int(connector.descriptor.payments.send_seconds * 1e9)
+        send_by_ns = begin_ns + int(connector.descriptor.payments.send_seconds * 1e9)
         draft = payment_draft(
             dispatched,
             consent,
@@ -294,6 +306,7 @@ class Payments:
         """The payment after what its newest send brought back. The refusal of a repeat settles nothing (rule 9)."""
         now = self._clock.now()
         terms = connector.descriptor.payments
+        longest_seconds = min(terms.longest_poll_seconds, UNKNOWN_POLL_SECONDS)
         match reading:
             case InitiationAccepted():
                 state = _initial(reading.reading.state)
@@ -314,10 +327,10 @@ class Payments:
                     now=now,
                     epoch=dispatched.epoch + 1,
                     status_reason=reading.code,
-                    next_attempt_time=self._in(min(_pause_seconds(dispatched.attempts), terms.longest_poll_seconds)),
+                    next_attempt_time=self._in(min(_pause_seconds(dispatched.attempts), longest_seconds)),
                 )
 
-    async def write_outcome(self, before: Payment, after: Payment, consent: Consent) -> Payment:
+    async def write_outcome(self, before: Payment, after: Payment, consent: Consent | None) -> Payment:
         """Writes `after` where nobody has taken the payment over; gives what stands in the store afterwards."""
         draft = payment_draft(
             after, consent, AuditEvent.PAYMENT_OUTCOME, _audit_outcome(after.state), reason=_reason(after.status_reason)

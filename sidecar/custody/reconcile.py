@@ -1,18 +1,36 @@
 """Finding out what became of payments, by the provider's class, fenced by the epoch.
 
-Nothing here ever makes a new payment: a class A provider gets the identical bytes under the same key within its window; everything
-else goes to a human. "Not found" and the refusal of a repeat settle nothing.
+Nothing here ever makes a new payment: a class A provider gets the identical bytes under the same key within its window; a class B
+provider is asked for the payment by our key, once nothing of ours can be under way and its quiet period is over; everything else
+goes to a human. The refusal of a repeat settles nothing, and neither does "not found", except where the provider promises that
+what it has not got by then is not made later.
 """
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
+from typing import TypeVar
 
-from sidecar.connectors.base import Connector, InitiationUnknown, PaymentReading, Problem, ProblemKind
+from sidecar.connectors.base import (
+    Connector,
+    InitiationUnknown,
+    PaymentReading,
+    Problem,
+    ProblemKind,
+    Reading,
+    UnsignedRequest,
+)
 from sidecar.custody.access import connector_for
-from sidecar.custody.payments import NETWORK_LIFE_SECONDS, Payments, payment_draft, reading_of
+from sidecar.custody.payments import (
+    NETWORK_LIFE_SECONDS,
+    UNKNOWN_POLL_SECONDS,
+    Payments,
+    payment_draft,
+    reading_of,
+)
 from sidecar.custody.provider_calls import answer_of, new_call_id, problem_error, sign_request
 from sidecar.custody.rendered import decode_request
 from sidecar.custody.tokens import Access, Tokens
@@ -26,6 +44,8 @@ from sidecar.ports import Clock, Hsm, Store, TokenEgress
 
 __all__ = ["Reconciler"]
 
+T = TypeVar("T")
+
 # A provider that is no longer configured may come back with the next configuration.
 _WITHOUT_PROVIDER_SECONDS = 60.0
 
@@ -33,6 +53,8 @@ _A_DAY_SECONDS = 86_400.0
 _OLD_PAYMENT_POLL_SECONDS = 3600.0  # an owner who has not approved within a day is not waited for by the minute
 _STEPS_PER_PROVIDER = 32
 _REMEMBERED = 10_000
+# A provider that cannot be asked for so long is not asked any more: a human is.
+_LOOK_UP_SECONDS = 86_400.0
 _FOLLOWED = frozenset({PaymentState.ACCEPTED, PaymentState.AWAITING_AUTHORISATION})
 
 
@@ -57,6 +79,7 @@ class Reconciler:
         self._payments = payments
         self._at_work: dict[PaymentId, ProviderId] = {}
         self._asked_ns: OrderedDict[PaymentId, int] = OrderedDict()
+        self._seen_unknown_ns: OrderedDict[PaymentId, int] = OrderedDict()
 
     async def run_due(self, *, limit: int = 200) -> int:
         """One step for every payment whose time has come; returns how many there were.
@@ -147,6 +170,8 @@ class Reconciler:
     async def _reconcile(self, payment: Payment) -> None:
         if payment.idempotency_class is IdempotencyClass.KEY_WITH_WINDOW and self._payments.window_is_open(payment):
             await self._repeat(payment)
+        elif payment.idempotency_class is IdempotencyClass.LOOK_UP and self._may_be_looked_up(payment):
+            await self._look_up(payment)
         else:
             await self._hand_over(payment)
 
@@ -155,6 +180,7 @@ class Reconciler:
         connector = connector_for(self._connectors, payment.provider)
         access = await self._access(payment)
         prepared = await self._payments.prepare(decode_request(payment.rendered_request), access, connector)
+        begin_ns = self._clock.boot_time_ns()
         seconds = connector.descriptor.payments.send_seconds
         repeated = payment.to(
             PaymentState.RECONCILING,
@@ -164,7 +190,7 @@ class Reconciler:
             send_deadline_time=self._clock.now() + timedelta(seconds=seconds),
             next_attempt_time=self._clock.now() + timedelta(seconds=seconds + NETWORK_LIFE_SECONDS),
         )
-        outcome = await self._payments.dispatch(repeated, access.consent, prepared, connector)
+        outcome = await self._payments.dispatch(repeated, access.consent, prepared, connector, begin_ns=begin_ns)
         reading = (
             InitiationUnknown(code=outcome.code)
             if isinstance(outcome, NotSent)
@@ -172,6 +198,65 @@ class Reconciler:
         )
         after = self._payments.after(repeated, connector, reading)
         await self._payments.write_outcome(repeated, after, access.consent)
+
+    def _may_be_looked_up(self, payment: Payment) -> bool:
+        connector = self._connectors.get(payment.provider)
+        if connector is None or payment.dispatch_time is None:
+            return False
+        asked_for = self._clock.now() - payment.dispatch_time
+        return connector.descriptor.payments.idempotency.quiet_seconds is not None and asked_for < timedelta(
+            seconds=_LOOK_UP_SECONDS
+        )
+
+    async def _look_up(self, payment: Payment) -> None:
+        """Class B: what became of our key, asked for under the next epoch, and not before the answer can be relied upon."""
+        connector = connector_for(self._connectors, payment.provider)
+        wait_seconds = self._seconds_until_quiet(payment, connector)
+        now = self._clock.now()
+        if wait_seconds > 0:
+            later = now + timedelta(seconds=wait_seconds)
+            waiting = payment.to(PaymentState.RECONCILING, now=payment.update_time, next_attempt_time=later)
+            await self._postpone(payment, waiting)
+            return
+        taken = payment.to(
+            PaymentState.RECONCILING,
+            now=now,
+            epoch=payment.epoch + 1,
+            next_attempt_time=now + timedelta(seconds=connector.descriptor.call_seconds),
+        )
+        await self._change(payment, taken, AuditEvent.PAYMENT_RECONCILING, AuditOutcome.UNKNOWN)
+        await self._put_off_on_error(taken, self._settle_by_look_up(taken, connector))
+
+    def _seconds_until_quiet(self, payment: Payment, connector: Connector) -> float:
+        """How long it takes until no request of this payment can reach the provider any more, and what had reached it is listed.
+
+        Only CLOCK_BOOTTIME counts, because a wall clock that jumps must not make a payment that is under way "not found". What
+        another run of the machine dispatched is waited for from when this process first saw it as unknown.
+        """
+        quiet_seconds = connector.descriptor.payments.idempotency.quiet_seconds
+        if quiet_seconds is None or payment.dispatch_time is None or payment.send_deadline_time is None:
+            raise Internal
+        send_seconds = (payment.send_deadline_time - payment.dispatch_time).total_seconds()
+        now_ns = self._clock.boot_time_ns()
+        since_ns = payment.dispatch_boot_time_ns
+        if payment.dispatch_boot_id != self._clock.boot_id():
+            since_ns = self._seen_unknown_ns.setdefault(payment.id, now_ns)
+            _forget_oldest(self._seen_unknown_ns)
+        return send_seconds + NETWORK_LIFE_SECONDS + quiet_seconds - (now_ns - since_ns) / 1e9
+
+    async def _settle_by_look_up(self, taken: Payment, connector: Connector) -> None:
+        found = await self._ask(
+            taken, connector, connector.look_up_payment, partial(connector.read_look_up, payment=taken)
+        )
+        if found is not None:
+            after = self._payments.after(taken, connector, found)
+        elif connector.descriptor.payments.idempotency.not_found == "never-executed":
+            now = self._clock.now()
+            after = taken.to(PaymentState.REJECTED, now=now, status_reason="NOT_FOUND", next_attempt_time=None)
+        else:
+            await self._hand_over(taken)
+            return
+        await self._payments.write_outcome(taken, after, await self._store.consent(taken.consent))
 
     async def _hand_over(self, payment: Payment) -> None:
         """No machine can find this out safely: a human asks the bank."""
@@ -207,9 +292,22 @@ class Reconciler:
 
     async def _read_status(self, payment: Payment, connector: Connector) -> PaymentReading:
         self._remember_asked(payment.id)
+        return await self._ask(payment, connector, connector.payment_status, connector.read_payment_status)
+
+    async def _ask(
+        self,
+        payment: Payment,
+        connector: Connector,
+        render: Callable[..., UnsignedRequest | None],
+        read: Callable[..., Reading[T] | Problem],
+    ) -> T:
+        """What the provider says about a payment. Raises what stands in the way."""
         access = await self._access(payment)
         call_id = new_call_id()
-        request = await sign_request(self._hsm, connector.payment_status(payment, call_id=call_id))
+        unsigned = render(payment, call_id=call_id)
+        if unsigned is None:
+            raise Internal
+        request = await sign_request(self._hsm, unsigned)
         await self._store.record([payment_draft(payment, access.consent, AuditEvent.TOKEN_USE, AuditOutcome.INTENDED)])
         outcome = await self._egress.call(
             request,
@@ -217,7 +315,7 @@ class Reconciler:
             secrets=[access.secret],
             deadline_seconds=connector.descriptor.call_seconds,
         )
-        reading = connector.read_payment_status(answer_of(outcome), call_id=call_id)
+        reading: Reading[T] | Problem = read(answer_of(outcome), call_id=call_id)
         if not isinstance(reading, Problem):
             return reading.value
         if reading.kind is ProblemKind.TOKEN_EXPIRED:
@@ -229,8 +327,7 @@ class Reconciler:
     def _remember_asked(self, payment_id: PaymentId) -> None:
         self._asked_ns[payment_id] = self._clock.boot_time_ns()
         self._asked_ns.move_to_end(payment_id)
-        if len(self._asked_ns) > _REMEMBERED:
-            self._asked_ns.popitem(last=False)
+        _forget_oldest(self._asked_ns)
 
     async def _access(self, payment: Payment) -> Access:
         consent = await self._store.consent(payment.consent)
@@ -262,6 +359,8 @@ class Reconciler:
     def _later(self, payment: Payment, *, at_least_seconds: float = 0.0) -> datetime:
         connector = self._connectors.get(payment.provider)
         seconds = connector.descriptor.payments.longest_poll_seconds if connector else _WITHOUT_PROVIDER_SECONDS
+        if payment.state is PaymentState.RECONCILING:
+            seconds = min(seconds, UNKNOWN_POLL_SECONDS)
         return self._clock.now() + timedelta(seconds=max(seconds, at_least_seconds))
 
     async def _change(
@@ -274,6 +373,11 @@ class Reconciler:
             expected_epoch=before.epoch,
             audit=[payment_draft(after, consent, event, outcome, reason=reason)],
         )
+
+
+def _forget_oldest(times: OrderedDict[PaymentId, int]) -> None:
+    if len(times) > _REMEMBERED:
+        times.popitem(last=False)
 
 
 def _as_it_stands(payment: Payment, reading: PaymentReading) -> PaymentReading:

@@ -41,7 +41,7 @@ class IdempotencyClass(StrEnum):
     """What a provider promises about a repeated initiation; decides what reconciliation may do (reliability 3d)."""
 
     KEY_WITH_WINDOW = "A"  # same key and bytes within a window give the same payment
-    SINGLE_USE_CONSENT = "B"  # the consent itself is used up, and can be looked up
+    LOOK_UP = "B"  # a payment can be looked up by our own key, for certain after a quiet period
     NONE = "C"  # neither: an unknown outcome goes to a human
 
 
@@ -117,8 +117,10 @@ class Payment:
     epoch: int = 1
     attempts: int = 0  # requests that may have reached the bank
     rendered_request: bytes = b""
-    dispatch_boot_id: str = ""  # the machine's run (boot) in which the first dispatch was made, and
-    dispatch_boot_time_ns: int = 0  # CLOCK_BOOTTIME then: the wall clock may be set, this clock may not
+    dispatch_boot_id: str = (
+        ""  # the machine's run (boot) in which the first dispatch was made, and CLOCK_BOOTTIME from which
+    )
+    dispatch_boot_time_ns: int = 0  # the time of its send ran: the wall clock may be set, this clock may not
     dispatch_time: datetime | None = None  # of the first dispatch; opens the bank's idempotency window
     send_deadline_time: datetime | None = None  # of the newest dispatch: after it, nothing of ours is on the way out
     next_attempt_time: datetime | None = None  # when reconciliation or the status poll is due

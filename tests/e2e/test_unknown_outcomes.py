@@ -4,17 +4,18 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from custody import PaymentState
+from custody import Payment, PaymentState
 
 from tests.e2e.system import System, eventually
 
 PAYMENTS = "/v1/payments/"
 CLASS_C_STATES = {PaymentState.UNKNOWN, PaymentState.NEEDS_ATTENTION}
 
-LOST_ANSWERS = {
+LOST_ANSWERS: dict[str, dict[str, object]] = {
     "fi_N6_cut_after_commit": {"kind": "cut_after_commit"},
     "fi_N7_cut_mid_header": {"kind": "cut_mid_header"},
     "fi_N7_cut_mid_body": {"kind": "cut_mid_body"},
@@ -35,6 +36,13 @@ LOST_ANSWERS = {
     "bi_G16_429": {"kind": "answer", "status": 429, "body": "{}", "commit": True},
     "bi_G18_599": {"kind": "answer", "status": 599, "body": "{}", "commit": True},
     "bi_G9_400_without_code": {"kind": "answer", "status": 400, "body": "{}", "commit": True},
+}
+
+
+# The bank does nothing, and nobody is told so.
+LOST_REQUESTS: dict[str, dict[str, object]] = {
+    "fi_N5_cut_before_read": {"kind": "cut_before_read"},
+    "fi_N5_cut_before_commit": {"kind": "cut_before_commit"},
 }
 
 
@@ -85,6 +93,49 @@ def test_class_a_unknown_is_found_out(class_a: System, fault: dict[str, object])
     assert payment.state in (PaymentState.UNKNOWN, PaymentState.ACCEPTED)
     assert final.state is PaymentState.SETTLED
     assert len(class_a.bank.ledger(end_to_end_id)) == 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookedUp:
+    """Payments of class B by what spoiled their answer. They are made one after the other and wait for their quiet period
+    together, because each waits some twenty seconds for it."""
+
+    system: System
+    payments: dict[str, Payment]
+
+    @staticmethod
+    def end_to_end_id(name: str) -> str:
+        return name.replace("_", "-")[:35]
+
+
+@pytest.fixture(scope="module")
+def class_b() -> Iterator[LookedUp]:
+    """A system whose bank lists payments by our own key (class B), and a payment under each fault."""
+    folder = Path(tempfile.mkdtemp(prefix="custody-e2e-"))
+    system = System.start(folder, descriptor="sandbox-bank-lookup")
+    consent = system.consent()
+    payments = {}
+    for name, fault in (LOST_ANSWERS | LOST_REQUESTS).items():
+        fields = {field: value for field, value in fault.items() if field != "kind"}
+        system.bank.set_fault(str(fault["kind"]), PAYMENTS, method="POST", **fields)
+        payments[name] = system.pay(consent, end_to_end_id=LookedUp.end_to_end_id(name))
+        system.bank.clear_faults()
+    yield LookedUp(system=system, payments=payments)
+    system.stop()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.parametrize("name", LOST_ANSWERS | LOST_REQUESTS)
+def test_class_b_unknown_is_looked_up(class_b: LookedUp, name: str) -> None:
+    """After the quiet period the bank's own list tells: settled if it was executed, rejected if it never was; one POST."""
+    system, payment = class_b.system, class_b.payments[name]
+
+    final = system.client.payments.wait(payment.name, timeout_seconds=60)
+
+    executed = system.bank.ledger(LookedUp.end_to_end_id(name))
+    assert payment.state in (PaymentState.UNKNOWN, PaymentState.ACCEPTED)
+    assert final.state is (PaymentState.SETTLED if executed else PaymentState.REJECTED)
+    assert len(executed) == (0 if name in LOST_REQUESTS or name == "fi_N9_500_not_executed" else 1)
 
 
 def test_listed_refusal_is_a_rejection(system: System) -> None:

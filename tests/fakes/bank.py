@@ -51,6 +51,10 @@ class BankPayment:
     body: dict[str, object]
     status: str = "ACSC"
 
+    @property
+    def reference(self) -> object:
+        return self.body.get("instructionIdentification")
+
 
 @dataclass(slots=True, kw_only=True)
 class ScriptedBank:
@@ -96,7 +100,9 @@ class ScriptedBank:
             return path.strip("/")
         parts = path.removeprefix("/v1/").split("/")
         if parts[0] == "payments":
-            return "initiate" if request.method == "POST" else "status"
+            if request.method == "POST":
+                return "initiate"
+            return "status" if parts[-1] == "status" else "lookup"
         if parts[0] == "consents":
             return {"POST": "register", "GET": "details", "DELETE": "end"}[request.method]
         return parts[2] if len(parts) == 3 else "accounts"
@@ -121,7 +127,7 @@ class ScriptedBank:
     # -- the resources
 
     def _ordinary(self, kind: str, request: BankRequest) -> Answer:
-        if kind in ("initiate", "status", "details", "end", "accounts", "balances", "transactions"):
+        if kind in ("initiate", "status", "lookup", "details", "end", "accounts", "balances", "transactions"):
             token = request.headers.get("authorization", "").removeprefix("Bearer ")
             if token not in self._tokens:
                 return error(401, "TOKEN_EXPIRED")
@@ -195,6 +201,17 @@ class ScriptedBank:
     def _status(self, request: BankRequest) -> Answer:
         payment = self.payments.get(request.target.split("/")[-2])
         return answer(200, {"transactionStatus": payment.status}) if payment else error(404, "RESOURCE_UNKNOWN")
+
+    def _lookup(self, request: BankRequest) -> Answer:
+        """What has this reference, once the bank shows it."""
+        (reference,) = parse_qs(urlsplit(request.target).query)["instructionIdentification"]
+        found = [payment for payment in self.payments.values() if payment.reference == reference]
+        return answer(200, {"payments": [self._listed(payment) for payment in found]})
+
+    @staticmethod
+    def _listed(payment: BankPayment) -> dict[str, object]:
+        references = {"instructionIdentification": payment.reference}
+        return {"paymentId": payment.id, "transactionStatus": payment.status, **references}
 
     def _accounts(self, request: BankRequest) -> Answer:
         mine = {"resourceId": "acc-1", "iban": IBAN, "currency": "EUR"}

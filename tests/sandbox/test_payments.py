@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from sandbox.direct import Reply
 from sandbox.testing import SandboxProcess
 from tests.sandbox.support import (
     BUSINESS,
@@ -351,3 +352,82 @@ class TestIdempotencyKey:
         links = {str(session.pay(tpp, body, Idempotency_Key="k-8").json()["_links"]) for _ in range(2)}
 
         assert len(links) == 1
+
+
+@pytest.fixture(scope="module")
+def listing(prepared: Prepared) -> Iterator[SandboxProcess]:
+    with SandboxProcess.start(prepared.layout.root, arguments=["--payment-lookup"]) as bank:
+        yield bank
+
+
+class TestPaymentLookup:
+    """Class B: `--payment-lookup`. The list is the bank's own resource, so the official description does not judge it."""
+
+    @pytest.fixture
+    def bank(self, listing: SandboxProcess) -> SandboxProcess:
+        listing.reset()
+        return listing
+
+    @pytest.fixture
+    def tpp(self, bank: SandboxProcess, prepared: Prepared) -> Iterator[JudgedTpp]:
+        tpp = prepared.tpp(bank)
+        yield tpp
+        tpp.close()
+
+    @staticmethod
+    def listed(tpp: JudgedTpp, session: Session, query: str, path: str = SCT) -> Reply:
+        tpp.judge = False
+        reply = tpp.xs2a("GET", f"{path}{query}", token=session.access_token)
+        tpp.judge = True
+        return reply
+
+    def test_a_payment_is_listed_by_its_reference(self, tpp: JudgedTpp, session: Session) -> None:
+        """Those that carried the reference, with id, status and references; an empty list where there is none."""
+        first = session.pay(tpp, payment_body(instructionIdentification="our-key-1")).json()
+        session.pay(tpp, payment_body(instructionIdentification="our-key-2"))
+        found = self.listed(tpp, session, "?instructionIdentification=our-key-1").json()
+        nothing = self.listed(tpp, session, "?instructionIdentification=our-key-3").json()
+
+        assert found["payments"] == [
+            {
+                "paymentId": first["paymentId"],
+                "transactionStatus": "RCVD",
+                "instructionIdentification": "our-key-1",
+                "endToEndIdentification": "E2E-1",
+            }
+        ]
+        assert nothing == {"payments": []}
+
+    def test_each_post_is_a_payment_and_all_are_listed(self, tpp: JudgedTpp, session: Session) -> None:
+        """The reference is no idempotency key: the bank tells of two payments."""
+        for _ in range(2):
+            session.pay(tpp, payment_body(instructionIdentification="twice"))
+
+        assert len(self.listed(tpp, session, "?instructionIdentification=twice").json()["payments"]) == 2  # type: ignore[arg-type]
+
+    def test_only_the_own_payments_of_the_product_are_listed(
+        self, bank: SandboxProcess, tpp: JudgedTpp, session: Session
+    ) -> None:
+        """Neither another person's nor another product's."""
+        session.pay(tpp, payment_body(instructionIdentification="mine"))
+        query, instant = "?instructionIdentification=mine", "/v1/payments/instant-sepa-credit-transfers"
+        pushed = tpp.push("PIS", state="s", verifier="v" * 43).json()
+        answer = bank.approve(tpp.authorisation_url(str(pushed["request_uri"])), person="bert")
+        bert = tpp.exchange(answer["code"], "v" * 43).json()["access_token"]
+        tpp.judge = False
+        other = tpp.xs2a("GET", SCT + query, token=str(bert)).json()
+
+        assert other == {"payments": []}
+        assert self.listed(tpp, session, query, instant).json() == {"payments": []}
+
+    @pytest.mark.parametrize("query", ["", "?instructionIdentification=", "?instructionIdentification=a&x=b", "?x=b"])
+    def test_a_list_of_everything_is_not_given(self, tpp: JudgedTpp, session: Session, query: str) -> None:
+        """The reference is required, and no other parameter is known."""
+        assert self.listed(tpp, session, query).status == 400
+
+
+def test_without_the_option_nothing_is_listed(tpp: JudgedTpp, session: Session) -> None:
+    """A bank of class C has no such resource."""
+    tpp.judge = False
+
+    assert tpp.xs2a("GET", f"{SCT}?instructionIdentification=x", token=session.access_token).status == 405

@@ -27,7 +27,7 @@ KEY = "22222222-2222-4222-8222-222222222222"
 NOW = datetime(2026, 11, 23, 8, 0, tzinfo=UTC)
 IBAN, CREDITOR = "DE40100100103307118608", "DE02120300000000202051"
 PSU = PsuContext(ip_address="198.51.100.7", user_agent="Example/1.0")
-CLASS_C, CLASS_A = "sandbox-bank", "sandbox-bank-idempotent"
+CLASS_C, CLASS_B, CLASS_A = "sandbox-bank", "sandbox-bank-lookup", "sandbox-bank-idempotent"
 JSON = (("content-type", "application/json"), ("x-request-id", CALL))
 
 SIGNING_KEY = ec.derive_private_key(0x1234567, ec.SECP256R1())
@@ -120,7 +120,7 @@ def payment() -> Payment:
 
 def renderings(*, signed: bool = True) -> dict[str, UnsignedRequest]:
     """One of each request that the connectors render, by name."""
-    bank, other = connector(signed=signed), connector(CLASS_A, signed=signed)
+    bank, other, third = (connector(name, signed=signed) for name in (CLASS_C, CLASS_A, CLASS_B))
     auth: dict[str, Any] = {"now": NOW, "assertion_id": "assertion-1"}
     made: dict[str, UnsignedRequest | None] = {
         "register_consent": bank.register_consent(consent(), psu=PSU, call_id=CALL),
@@ -146,6 +146,10 @@ def renderings(*, signed: bool = True) -> dict[str, UnsignedRequest]:
         "initiate_payment_class_a": other.initiate_payment(
             consent(), instruction(), bank_key=KEY, psu=PSU, call_id=KEY
         ),
+        "initiate_payment_class_b": third.initiate_payment(
+            consent(), instruction(), bank_key=KEY, psu=PSU, call_id=KEY
+        ),
+        "look_up_payment": third.look_up_payment(payment(), call_id=CALL),
         "payment_status": bank.payment_status(payment(), call_id=CALL),
         "accounts": bank.accounts(consent(), psu=None, call_id=CALL),
         "balances": bank.balances(consent(), "acc-1", psu=PSU, call_id=CALL),

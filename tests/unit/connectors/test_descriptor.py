@@ -139,6 +139,32 @@ WRONG = {
         {"class": "C", "header": "Idempotency-Key", "window_seconds": 86400},
     ),
     "unknown class": ("payments.idempotency", {"class": "D"}),
+    "class B without parameter": ("payments.idempotency", {"class": "B", "quiet_seconds": 5}),
+    "class B without quiet period": ("payments.idempotency", {"class": "B", "lookup_parameter": "reference"}),
+    "class B with a header": (
+        "payments.idempotency",
+        {"class": "B", "lookup_parameter": "r", "quiet_seconds": 5, "header": "X-Key", "window_seconds": 86400},
+    ),
+    "class B with half a key": (
+        "payments.idempotency",
+        {"class": "B", "lookup_parameter": "reference", "quiet_seconds": 5, "header": "X-Key"},
+    ),
+    "class B without time": ("payments.idempotency", {"class": "B", "lookup_parameter": "r", "quiet_seconds": 0}),
+    "class B with a query": ("payments.idempotency", {"class": "B", "lookup_parameter": "a=b&c", "quiet_seconds": 5}),
+    "class C with a look-up": (
+        "payments.idempotency",
+        {"class": "C", "lookup_parameter": "reference", "quiet_seconds": 5},
+    ),
+    "class C with half a look-up": ("payments.idempotency", {"class": "C", "quiet_seconds": 5}),
+    "class A with a look-up": (
+        "payments.idempotency",
+        {"class": "A", "header": "X-Key", "window_seconds": 86400, "lookup_parameter": "r", "quiet_seconds": 5},
+    ),
+    "class C whose not found is a no": ("payments.idempotency", {"class": "C", "not_found": "never-executed"}),
+    "unknown meaning of not found": (
+        "payments.idempotency",
+        {"class": "B", "lookup_parameter": "r", "quiet_seconds": 5, "not_found": "rejected"},
+    ),
     "margin as long as the window": (
         "payments.idempotency",
         {"class": "A", "header": "Idempotency-Key", "window_seconds": 3600, "margin_seconds": 3600},

@@ -23,7 +23,7 @@ from sidecar.domain.consent import AccountReference
 from sidecar.domain.money import Money
 from sidecar.domain.payment import PaymentState
 from sidecar.domain.provider import Answer
-from tests.unit.connectors.support import CALL, IBAN, JSON, answer, connector
+from tests.unit.connectors.support import CALL, CLASS_B, IBAN, JSON, KEY, answer, connector, payment
 
 S, P = PaymentState, ProblemKind
 BANK = connector()
@@ -107,7 +107,7 @@ def test_each_status_of_1_3_11_means_one_state(status: str, state: PaymentState)
 # --- initiation: a listed no
 
 
-@pytest.mark.parametrize("name", ["sandbox-bank", "sandbox-bank-idempotent"])
+@pytest.mark.parametrize("name", ["sandbox-bank", "sandbox-bank-idempotent", "sandbox-bank-lookup"])
 def test_every_refusal_that_the_descriptor_lists_is_one(name: str) -> None:
     """Status and code together, in either form of error."""
     bank = connector(name)
@@ -120,6 +120,67 @@ def test_every_refusal_that_the_descriptor_lists_is_one(name: str) -> None:
                 ("content-type", "application/problem+json"),
             )
             assert bank.read_initiation(problem, call_id=CALL) == InitiationRefused(code=code)
+
+
+# --- look-up
+
+
+LISTED = {"paymentId": "bank-1", "transactionStatus": "ACSP", "instructionIdentification": KEY.replace("-", "")}
+
+
+def listed(*items: object, headers: object = JSON, status: int = 200, **more: object) -> Answer:
+    return Answer(status=status, headers=headers, body=json.dumps({"payments": items, **more}).encode())  # type: ignore[arg-type]
+
+
+def looked_up(given: Answer) -> Reading[InitiationAccepted | None] | Problem:
+    return connector(CLASS_B).read_look_up(given, payment=payment(), call_id=CALL)
+
+
+@pytest.mark.parametrize(
+    ("status", "state"), [("ACSP", S.ACCEPTED), ("ACSC", S.SETTLED), ("RJCT", S.REJECTED_LATE), ("ABCD", S.ACCEPTED)]
+)
+def test_a_payment_that_is_listed_under_our_key_was_made(status: str, state: PaymentState) -> None:
+    """Its id and status as in an answer to the initiation."""
+    reading = looked_up(listed({**LISTED, "transactionStatus": status}))
+
+    assert isinstance(reading, Reading)
+    assert reading.value is not None
+    assert (reading.value.provider_payment_id, reading.value.reading.state) == ("bank-1", state)
+
+
+def test_a_whole_list_without_payments_has_none() -> None:
+    """An empty array, in an answer that names our request."""
+    assert looked_up(listed()) == Reading(value=None)
+
+
+NOT_TOLD = {
+    "no list": answer(200, b"{}"),
+    "null": answer(200, b'{"payments":null}'),
+    "list of texts": listed("bank-1"),
+    "two": listed(LISTED, LISTED),
+    "another's": listed({**LISTED, "instructionIdentification": "0" * 32}),
+    "without reference": listed({"paymentId": "bank-1", "transactionStatus": "ACSC"}),
+    "without id": listed({**LISTED, "paymentId": ""}),
+    "id with a slash": listed({**LISTED, "paymentId": "a/b"}),
+    "without status": listed({**LISTED, "transactionStatus": None}),
+    "more pages": listed(_links={"next": {"href": "/v1/payments/x?page=2"}}),
+    "more pages, empty link": listed(_links={"next": None}),
+    "none, for no request": listed(headers=JSON[:1]),
+    "none, for another request": listed(headers=(JSON[0], ("x-request-id", OTHER_CALL))),
+    "none, html": listed(headers=(("content-type", "text/html"), JSON[1])),
+    "none, 206": listed(status=206),
+    "none, truncated": replace(listed(), body=listed().body[:-1]),
+    "none, 201": listed(status=201),
+    "404": refusal(404, "RESOURCE_UNKNOWN"),
+    "500": refusal(500, "X_Y"),
+    "redirect": listed(status=302),
+}
+
+
+@pytest.mark.parametrize("case", NOT_TOLD)
+def test_what_does_not_tell_all_says_neither_yes_nor_no(case: str) -> None:
+    """Half a list, another's payment, an answer to somebody else: a problem, never "not found"."""
+    assert isinstance(looked_up(NOT_TOLD[case]), Problem)
 
 
 UNKNOWN = {

@@ -36,6 +36,7 @@ from tests.unit.connectors.support import (
     instruction,
     make_certificate,
     on_the_wire,
+    payment,
     renderings,
     sign,
 )
@@ -45,6 +46,7 @@ NAMES = sorted(renderings())
 BANK_NAMES = [name for name in NAMES if renderings()[name].request.origin.startswith("https://api.")]
 OAUTH_NAMES = [name for name in NAMES if name not in BANK_NAMES]
 # The official file describes the bank's own resources: a query parameter of a vendor's next page is not in it.
+NOT_OF_THE_STANDARD = {"look_up_payment"}  # a list of payments by reference is a bank's own addition
 
 
 def golden(unsigned: UnsignedRequest) -> dict[str, Any]:
@@ -80,7 +82,7 @@ def test_there_is_no_golden_request_that_nobody_renders() -> None:
 
 
 @pytest.mark.parametrize("signed", [True, False], ids=["signed", "unsigned"])
-@pytest.mark.parametrize("name", BANK_NAMES)
+@pytest.mark.parametrize("name", [name for name in BANK_NAMES if name not in NOT_OF_THE_STANDARD])
 def test_each_request_to_the_bank_is_one_of_the_official_description(name: str, signed: bool) -> None:
     """Parameters, headers and bodies by the Berlin Group's own 1.3.11 file."""
     unsigned = renderings(signed=signed)[name]
@@ -200,6 +202,18 @@ def test_the_idempotency_key_is_sent_where_the_provider_promises_something_for_i
 
     assert class_a["idempotency-key"] == class_a["x-request-id"] == KEY
     assert "idempotency-key" not in class_c
+
+
+def test_our_key_is_sent_as_a_reference_where_the_provider_can_be_asked_for_it() -> None:
+    """Class B: the initiation carries our key, never the application's own end-to-end id, and the look-up asks for the same."""
+    body = json.loads(on_the_wire(renderings()["initiate_payment_class_b"].request)[1])
+    query = parse_qs(urlsplit(renderings()["look_up_payment"].request.target).query)
+
+    assert body["instructionIdentification"] == KEY.replace("-", "")
+    assert body["endToEndIdentification"] == "ORDER-42"
+    assert query == {"instructionIdentification": [KEY.replace("-", "")]}
+    assert "instructionIdentification" not in on_the_wire(renderings()["initiate_payment"].request)[1].decode()
+    assert connector().look_up_payment(payment(), call_id=CALL) is None
 
 
 def test_nothing_is_sent_empty() -> None:

@@ -17,7 +17,9 @@ from tests.fakes.bank import answer, error, lost
 from tests.unit.custody.support import World, caller, draft, payment_request
 
 S = PaymentState
-CLASS_A, CLASS_C = "sandbox-bank-idempotent", "sandbox-bank"
+CLASS_A, CLASS_B, CLASS_C = "sandbox-bank-idempotent", "sandbox-bank-lookup", "sandbox-bank"
+# After the dispatch: the time of the send, the life of the network, and the quiet period of the descriptor.
+QUIET_SECONDS = 10 + 5 + 5
 LOST = Unknown(code="ANSWER_TIMEOUT")
 HOUR = 3600
 
@@ -78,7 +80,7 @@ async def test_class_a_goes_on_until_there_is_an_answer_and_pauses_longer_each_t
     assert found.state is S.SETTLED
     assert found.attempts == 8
     assert sum(world.bank.executed.values()) == 1
-    assert (found.update_time - found.create_time).total_seconds() >= 1 + 2 + 4 + 8 + 16 + 32 + 60
+    assert (found.update_time - found.create_time).total_seconds() >= 1 + 2 + 4 + 8 + 16 + 30 + 30
 
 
 async def test_class_a_outside_the_window_asks_a_human() -> None:
@@ -197,6 +199,229 @@ async def test_class_a_whose_consent_has_ended_goes_to_a_human() -> None:
     assert world.bank.count("initiate") == 1
 
 
+# --- class B
+
+
+def without_the_promise(world: World) -> None:
+    """The same bank, which does not promise that what it has not got is not made later."""
+    terms = world.connector.descriptor.payments
+    idempotency = msgspec.structs.replace(terms.idempotency, not_found="needs-attention")
+    world.replace_connector(payments=msgspec.structs.replace(terms, idempotency=idempotency))
+
+
+async def test_class_b_is_looked_up_after_the_quiet_period_and_never_repeated() -> None:
+    """The bank executed it, and the answer was lost: found by our own key, settled, one POST."""
+    world = World(name=CLASS_B)
+    payment = await initiated(world, lost)
+
+    early = await settle(world, payment, seconds=QUIET_SECONDS - 0.5)
+    asked_early = world.bank.count("lookup")
+    found = await settle(world, payment, seconds=5)
+
+    assert (early.state, asked_early) == (S.RECONCILING, 0)
+    assert (found.state, found.provider_payment_id) == (S.SETTLED, "bank-payment-1")
+    assert (world.bank.count("initiate"), world.bank.count("lookup")) == (1, 1)
+    assert world.bank.executed.total() == 1
+
+
+async def test_class_b_not_found_after_the_quiet_period_was_never_executed() -> None:
+    """Where the provider promises it, "not found" is a no: told once, and never before the quiet period is over."""
+    world = World(name=CLASS_B)
+    payment = await initiated(world, LOST)
+
+    early = await settle(world, payment, seconds=QUIET_SECONDS - 0.5)
+    found = await settle(world, payment, seconds=5)
+
+    assert early.state is S.RECONCILING
+    assert (found.state, found.status_reason, found.next_attempt_time) == (S.REJECTED, "NOT_FOUND", None)
+    assert world.bank.count("initiate") == 1
+
+
+async def test_class_b_without_the_promise_not_found_settles_nothing() -> None:
+    """Rule 9: a list that lacks the payment does not say that it will not come. A human asks the bank."""
+    world = World(name=CLASS_B)
+    without_the_promise(world)
+
+    assert (await settle(world, await initiated(world, LOST), seconds=60)).state is S.NEEDS_ATTENTION
+    assert (await settle(world, await initiated(world, lost), seconds=60)).state is S.SETTLED
+
+
+@pytest.mark.parametrize("seconds", [3600, -3600], ids=["forward", "back"])
+async def test_class_b_the_quiet_period_does_not_hear_the_wall_clock(seconds: int) -> None:
+    """A wall clock that jumps brings the look-up neither forward, which would deny a payment that is under way, nor to an end."""
+    world = World(name=CLASS_B)
+    payment = await initiated(world, LOST)
+    world.clock.step_wall_clock(seconds)
+
+    await settle(world, payment, seconds=QUIET_SECONDS - 0.5)
+    asked_early = world.bank.count("lookup")
+    found = await settle(world, payment, seconds=5 + max(0, -seconds), step=5)
+
+    assert asked_early == 0
+    assert found.state is S.REJECTED
+
+
+async def test_class_b_after_a_restart_of_the_machine_the_whole_quiet_period_is_waited_for() -> None:
+    """The boot time of another run says nothing: it is waited for from when this process first saw the payment."""
+    world = World(name=CLASS_B)
+    payment = await initiated(world, LOST)
+    current = await world.stored(payment)
+    world.store._state.payments[payment.id] = replace(
+        current, dispatch_boot_id="another", dispatch_boot_time_ns=-(10**15)
+    )
+
+    early = await settle(world, payment, seconds=QUIET_SECONDS)
+    asked_early = world.bank.count("lookup")
+    found = await settle(world, payment, seconds=3)
+
+    assert (early.state, asked_early) == (S.RECONCILING, 0)
+    assert found.state is S.REJECTED
+
+
+async def test_class_b_a_send_that_the_descriptor_no_longer_allows_is_waited_for_all_the_same() -> None:
+    """The time of the send is the dispatch record's: a shorter one in a newer configuration shortens no wait."""
+    world = World(name=CLASS_B)
+    payment = await initiated(world, LOST)
+    terms = world.connector.descriptor.payments
+    world.replace_connector(payments=msgspec.structs.replace(terms, send_seconds=0.1))
+
+    await settle(world, payment, seconds=QUIET_SECONDS - 0.5)
+
+    assert world.bank.count("lookup") == 0
+
+
+async def test_class_b_a_sender_that_is_paused_sends_nothing_after_the_look_up() -> None:
+    """The sender stands still between its dispatch and its send; another sidecar takes over and finds nothing. When the first
+    goes on, its time is over: what was called rejected stays so."""
+    world = World(name=CLASS_B)
+    request = payment_request(await world.consent())
+    sender, going = world.core, asyncio.Event()
+    clock = world.clock
+    times = iter([clock.boot_time_ns()])
+
+    async def wait() -> None:
+        await going.wait()
+
+    sender.egress.gates["discard"] = wait
+
+    class Paused:
+        """Stands still for an hour where the sender has read the time once, for the dispatch record."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(clock, name)
+
+        def boot_time_ns(self) -> int:
+            first = next(times, None)
+            if first is None:
+                return clock.boot_time_ns()
+            clock.advance(HOUR)
+            return first
+
+    sender.payments._clock = Paused()  # type: ignore[assignment]
+    run = asyncio.ensure_future(sender.payments.initiate(caller(), request))
+    for _ in range(50):
+        await asyncio.sleep(0)
+    (payment,) = world.store._state.payments.values()
+    world.start("two")
+    found = await settle(world, payment, seconds=HOUR, step=5)
+    going.set()
+    with pytest.raises(Unavailable):
+        await run
+
+    assert found.state is S.REJECTED
+    assert (world.bank.count("initiate"), world.bank.executed.total()) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        LOST,
+        NotSent(code="CONNECT_FAILED"),
+        error(500, "X_Y"),
+        error(401, "TOKEN_EXPIRED"),
+        answer(200, {}),
+        answer(200, {"payments": [], "_links": {"next": {"href": "/v1/payments?page=2"}}}),
+        answer(200, {"payments": []}),  # does not name the request that it answers
+        lambda answer: replace(answer, body=answer.body[:-1]),
+    ],
+)
+async def test_class_b_a_look_up_that_cannot_be_read_is_asked_again(trouble: object) -> None:
+    """Only a complete list says something. Within a minute it is asked for again."""
+    world = World(name=CLASS_B)
+    payment = await initiated(world, lost)
+    world.bank.script["lookup"] = [trouble]  # type: ignore[list-item]
+
+    unknown = await settle(world, payment, seconds=QUIET_SECONDS + 2)
+    found = await settle(world, payment, seconds=40)
+
+    assert unknown.state is S.RECONCILING
+    assert found.state is S.SETTLED
+    assert world.bank.count("lookup") == 2
+
+
+@pytest.mark.parametrize("trouble", [error(404, "RESOURCE_UNKNOWN"), error(405, "SERVICE_INVALID")])
+async def test_class_b_a_bank_that_refuses_the_look_up_leaves_it_to_a_human(trouble: object) -> None:
+    """404 is not an empty list: unknown stays unknown."""
+    world = World(name=CLASS_B)
+    payment = await initiated(world, LOST)
+    world.bank.script["lookup"] = [trouble]  # type: ignore[list-item]
+
+    assert (await settle(world, payment, seconds=60)).state is S.NEEDS_ATTENTION
+
+
+async def test_class_b_is_not_asked_for_without_end() -> None:
+    """A bank that answers nothing readable for a day: a human asks it."""
+    world = World(name=CLASS_B)
+    payment = await initiated(world, LOST)
+    world.bank.script["lookup"] = [answer(200, {})] * 10_000
+
+    assert (await settle(world, payment, seconds=23 * HOUR, step=60)).state is S.RECONCILING
+    assert (await settle(world, payment, seconds=2 * HOUR, step=60)).state is S.NEEDS_ATTENTION
+
+
+async def test_class_b_each_look_up_takes_the_next_epoch() -> None:
+    """Rule 8: whoever asked before this one can write nothing any more."""
+    world = World(name=CLASS_B)
+    payment = await initiated(world, lost)
+    first, second = world.core, world.start("two")
+    world.clock.advance(QUIET_SECONDS)
+
+    async def overtake() -> None:
+        first.egress.gates.clear()
+        world.clock.advance(30)
+        await second.reconciler.run_due()
+
+    first.egress.gates["call"] = overtake
+    await first.reconciler.run_due()
+    world.clock.advance(1)
+    await first.reconciler.run_due()
+
+    found = await world.stored(payment)
+    assert found.state is S.SETTLED
+    assert found.epoch == payment.epoch + 2
+    assert world.events().count(AuditEvent.PAYMENT_OUTCOME) == 2  # unknown, then settled: the first look-up wrote none
+
+
+async def test_class_b_is_left_to_a_human_where_the_bank_no_longer_offers_the_look_up() -> None:
+    """The class was B when it was sent; the descriptor is another's now."""
+    world = World(name=CLASS_B)
+    payment = await initiated(world, lost)
+    other = World(name=CLASS_C).connector.descriptor.payments
+    world.replace_connector(payments=other)
+
+    assert (await settle(world, payment, seconds=5)).state is S.NEEDS_ATTENTION
+
+
+async def test_class_b_whose_consent_has_ended_goes_to_a_human() -> None:
+    """Nothing may use the consent any more, also not to look up."""
+    world = World(name=CLASS_B)
+    payment = await initiated(world, lost)
+    await end(world, payment.consent)
+
+    assert (await settle(world, payment, seconds=60)).state is S.NEEDS_ATTENTION
+    assert world.bank.count("lookup") == 0
+
+
 # --- class C
 
 
@@ -216,7 +441,7 @@ async def test_class_c_goes_to_a_human_within_five_seconds(executes: bool) -> No
 # --- what a dead sidecar left
 
 
-@pytest.mark.parametrize("name", [CLASS_A, CLASS_C])
+@pytest.mark.parametrize("name", [CLASS_A, CLASS_B, CLASS_C])
 async def test_a_sender_that_is_gone_is_taken_over_after_its_time(name: str) -> None:
     """Dispatched, and the process died: not before the send deadline and the network's life are over, then by the class."""
     world = World(name=name)
@@ -237,7 +462,7 @@ async def test_a_sender_that_is_gone_is_taken_over_after_its_time(name: str) -> 
     final = await settle(world, payment, seconds=60)
 
     assert not early or found.state is S.DISPATCHED
-    assert final.state is (S.SETTLED if name == CLASS_A else S.NEEDS_ATTENTION)
+    assert final.state is (S.NEEDS_ATTENTION if name == CLASS_C else S.SETTLED)
     assert world.bank.executed.total() == 1
     assert AuditEvent.PAYMENT_RECONCILING in world.events()
 
