@@ -142,8 +142,12 @@ class Reconciler:
                 await self._abandon(payment)
             case PaymentState.DISPATCHED:
                 await self._take_over(payment)
+            case PaymentState.RECONCILING if self._can_be_repeated(payment):
+                await self._put_off_on_error(payment, self._repeat(payment))
+            case PaymentState.RECONCILING if self._can_be_looked_up(payment):
+                await self._put_off_on_error(payment, self._look_up(payment))
             case PaymentState.RECONCILING:
-                await self._put_off_on_error(payment, self._reconcile(payment))
+                await self._hand_over(payment)  # where the store is away the payment stays due: a human is not asked later
             case PaymentState.ACCEPTED | PaymentState.AWAITING_AUTHORISATION:
                 await self._put_off_on_error(payment, self._follow(payment))
             case _:
@@ -167,13 +171,9 @@ class Reconciler:
         )
         await self._change(payment, reconciling, AuditEvent.PAYMENT_RECONCILING, AuditOutcome.UNKNOWN)
 
-    async def _reconcile(self, payment: Payment) -> None:
-        if payment.idempotency_class is IdempotencyClass.KEY_WITH_WINDOW and self._payments.window_is_open(payment):
-            await self._repeat(payment)
-        elif payment.idempotency_class is IdempotencyClass.LOOK_UP and self._may_be_looked_up(payment):
-            await self._look_up(payment)
-        else:
-            await self._hand_over(payment)
+    def _can_be_repeated(self, payment: Payment) -> bool:
+        is_class_a = payment.idempotency_class is IdempotencyClass.KEY_WITH_WINDOW
+        return is_class_a and self._payments.window_is_open(payment)
 
     async def _repeat(self, payment: Payment) -> None:
         """Class A: the identical bytes under the same key, on a new permit."""
@@ -199,14 +199,12 @@ class Reconciler:
         after = self._payments.after(repeated, connector, reading)
         await self._payments.write_outcome(repeated, after, access.consent)
 
-    def _may_be_looked_up(self, payment: Payment) -> bool:
+    def _can_be_looked_up(self, payment: Payment) -> bool:
         connector = self._connectors.get(payment.provider)
-        if connector is None or payment.dispatch_time is None:
+        if payment.idempotency_class is not IdempotencyClass.LOOK_UP or connector is None or payment.dispatch_time is None:
             return False
-        asked_for = self._clock.now() - payment.dispatch_time
-        return connector.descriptor.payments.idempotency.quiet_seconds is not None and asked_for < timedelta(
-            seconds=_LOOK_UP_SECONDS
-        )
+        offered = connector.descriptor.payments.idempotency.quiet_seconds is not None
+        return offered and self._clock.now() < payment.dispatch_time + timedelta(seconds=_LOOK_UP_SECONDS)
 
     async def _look_up(self, payment: Payment) -> None:
         """Class B: what became of our key, asked for under the next epoch, and not before the answer can be relied upon."""

@@ -438,6 +438,18 @@ async def test_class_c_goes_to_a_human_within_five_seconds(executes: bool) -> No
     assert world.bank.count("initiate") == 1
 
 
+async def test_class_c_a_store_that_is_away_puts_no_human_off() -> None:
+    """The flag could not be written: it is tried again in the next round, not at the pace at which a provider is asked."""
+    world = World(name=CLASS_C)
+    payment = await initiated(world, lost)
+    world.clock.advance(2)
+    world.store.failures.append(Unavailable("STORE_UNAVAILABLE", "away"))
+    with pytest.raises(Unavailable):
+        await world.core.reconciler.run_due()
+
+    assert (await settle(world, payment, seconds=1)).state is S.NEEDS_ATTENTION
+
+
 # --- what a dead sidecar left
 
 
