@@ -62,6 +62,7 @@ from sidecar.errors import (
 from sidecar.ports import Claim, Clock, Hsm, PaymentFilter, Prepared, Store, TokenEgress
 
 __all__ = [
+    "INTENT_SECONDS",
     "NETWORK_LIFE_SECONDS",
     "UNKNOWN_POLL_SECONDS",
     "InitiatePayment",

@@ -25,6 +25,7 @@ from sidecar.connectors.base import (
 )
 from sidecar.custody.access import connector_for
 from sidecar.custody.payments import (
+    INTENT_SECONDS,
     NETWORK_LIFE_SECONDS,
     UNKNOWN_POLL_SECONDS,
     Payments,
@@ -53,6 +54,17 @@ _A_DAY_SECONDS = 86_400.0
 _OLD_PAYMENT_POLL_SECONDS = 3600.0  # an owner who has not approved within a day is not waited for by the minute
 _STEPS_PER_PROVIDER = 32
 _REMEMBERED = 10_000
+_FOR_EVER = timedelta(days=3650)
+# What nobody puts off further than this, except where a bank asks for it or its quiet period is longer.
+_FURTHEST = {
+    PaymentState.INTENT: timedelta(seconds=INTENT_SECONDS),
+    PaymentState.DISPATCHED: timedelta(seconds=UNKNOWN_POLL_SECONDS),
+    PaymentState.RECONCILING: timedelta(seconds=UNKNOWN_POLL_SECONDS),
+}
+# A clock that is only made to go slower is not set back.
+_SLEW = timedelta(seconds=1)
+# The longest time of a send that a descriptor may give, the life of the network, and a round of this module.
+_LONGEST_SEND_SECONDS = 10.0 + NETWORK_LIFE_SECONDS + 2.0
 # A provider that cannot be asked for so long is not asked any more: a human is.
 _LOOK_UP_SECONDS = 86_400.0
 _FOLLOWED = frozenset({PaymentState.ACCEPTED, PaymentState.AWAITING_AUTHORISATION})
@@ -80,6 +92,8 @@ class Reconciler:
         self._at_work: dict[PaymentId, ProviderId] = {}
         self._asked_ns: OrderedDict[PaymentId, int] = OrderedDict()
         self._seen_unknown_ns: OrderedDict[PaymentId, int] = OrderedDict()
+        self._newest_round: tuple[datetime, int] | None = None  # by the wall clock and by CLOCK_BOOTTIME
+        self._sweeps_ns: list[int] = []  # by CLOCK_BOOTTIME; see `_sweep_due`
 
     async def run_due(self, *, limit: int = 200) -> int:
         """One step for every payment whose time has come; returns how many there were.
@@ -87,7 +101,10 @@ class Reconciler:
         Raises the first error of a step that could not even be put off, after all steps were tried. One payment that cannot be
         worked on keeps no other from its turn.
         """
-        due = await self._store.due_payments(self._clock.now(), limit=limit)
+        due = list(await self._store.due_payments(self._clock.now(), limit=limit))
+        sweep_ns = self._sweep_due()
+        if sweep_ns is not None:
+            due += await self._put_off_too_far(sweep_ns, limit=limit)
         steps = [self._reserved_step(payment) for payment in due if self._reserve(payment)]
         for result in await asyncio.gather(*steps, return_exceptions=True):
             if isinstance(result, CustodyError) or not isinstance(result, Exception | None):
@@ -95,6 +112,26 @@ class Reconciler:
             if result is not None:
                 raise Internal from result
         return len(due)
+
+    def _sweep_due(self) -> int | None:
+        """Whether it is time for one (by CLOCK_BOOTTIME): when this process begins or has seen the wall clock set back, and once
+        more when every send of that time is over."""
+        now, boot_ns = self._clock.now(), self._clock.boot_time_ns()
+        before, self._newest_round = self._newest_round, (now, boot_ns)
+        if before is None or before[0] + timedelta(seconds=(boot_ns - before[1]) / 1e9) - now > _SLEW:
+            self._sweeps_ns = [boot_ns, boot_ns + int(_LONGEST_SEND_SECONDS * 1e9)]
+        return next((time for time in self._sweeps_ns if time <= boot_ns), None)
+
+    async def _put_off_too_far(self, sweep_ns: int, *, limit: int) -> list[Payment]:
+        """Payments that nobody has put off for so long: the wall clock was set back, perhaps while no sidecar ran, and they would
+        wait until it stands there again."""
+        now = self._clock.now()
+        waiting = await self._store.due_payments(now + _FOR_EVER, limit=limit)
+        if len(waiting) < limit or any(
+            payment.state in _FOLLOWED for payment in waiting
+        ):  # the unknown ones come first
+            self._sweeps_ns = [time for time in self._sweeps_ns if time != sweep_ns]
+        return [payment for payment in waiting if _is_put_off_too_far(payment, now)]
 
     def _reserve(self, payment: Payment) -> bool:
         """Takes the payment for one step. Rounds overlap, so it is taken here and now and not when the step's task begins: a
@@ -147,7 +184,9 @@ class Reconciler:
             case PaymentState.RECONCILING if self._can_be_looked_up(payment):
                 await self._put_off_on_error(payment, self._look_up(payment))
             case PaymentState.RECONCILING:
-                await self._hand_over(payment)  # where the store is away the payment stays due: a human is not asked later
+                await self._hand_over(
+                    payment
+                )  # where the store is away the payment stays due: a human is not asked later
             case PaymentState.ACCEPTED | PaymentState.AWAITING_AUTHORISATION:
                 await self._put_off_on_error(payment, self._follow(payment))
             case _:
@@ -155,6 +194,10 @@ class Reconciler:
 
     async def _abandon(self, payment: Payment) -> None:
         """Nothing was sent, and nobody has gone on with it in time."""
+        now = self._clock.now()
+        if payment.next_attempt_time is not None and payment.next_attempt_time > now:  # the wall clock was set back
+            await self._wait(payment, INTENT_SECONDS)
+            return
         abandoned = payment.to(
             PaymentState.ABANDONED, now=self._clock.now(), status_reason="NOT_SENT", next_attempt_time=None
         )
@@ -162,6 +205,8 @@ class Reconciler:
 
     async def _take_over(self, payment: Payment) -> None:
         """The run that dispatched it is gone, and nothing of its send can still be under way."""
+        if self._seconds_until_over(payment) > 0:
+            return  # the wall clock was set; it comes up again
         reconciling = payment.to(
             PaymentState.RECONCILING,
             now=self._clock.now(),
@@ -201,7 +246,11 @@ class Reconciler:
 
     def _can_be_looked_up(self, payment: Payment) -> bool:
         connector = self._connectors.get(payment.provider)
-        if payment.idempotency_class is not IdempotencyClass.LOOK_UP or connector is None or payment.dispatch_time is None:
+        if (
+            payment.idempotency_class is not IdempotencyClass.LOOK_UP
+            or connector is None
+            or payment.dispatch_time is None
+        ):
             return False
         offered = connector.descriptor.payments.idempotency.quiet_seconds is not None
         return offered and self._clock.now() < payment.dispatch_time + timedelta(seconds=_LOOK_UP_SECONDS)
@@ -210,12 +259,10 @@ class Reconciler:
         """Class B: what became of our key, asked for under the next epoch, and not before the answer can be relied upon."""
         connector = connector_for(self._connectors, payment.provider)
         wait_seconds = self._seconds_until_quiet(payment, connector)
-        now = self._clock.now()
         if wait_seconds > 0:
-            later = now + timedelta(seconds=wait_seconds)
-            waiting = payment.to(PaymentState.RECONCILING, now=payment.update_time, next_attempt_time=later)
-            await self._postpone(payment, waiting)
+            await self._wait(payment, wait_seconds)
             return
+        now = self._clock.now()
         taken = payment.to(
             PaymentState.RECONCILING,
             now=now,
@@ -226,13 +273,19 @@ class Reconciler:
         await self._put_off_on_error(taken, self._settle_by_look_up(taken, connector))
 
     def _seconds_until_quiet(self, payment: Payment, connector: Connector) -> float:
-        """How long it takes until no request of this payment can reach the provider any more, and what had reached it is listed.
+        """How long it takes until what had reached the provider is on its list, and nothing more can reach it."""
+        quiet_seconds = connector.descriptor.payments.idempotency.quiet_seconds
+        if quiet_seconds is None:
+            raise Internal
+        return self._seconds_until_over(payment) + quiet_seconds
+
+    def _seconds_until_over(self, payment: Payment) -> float:
+        """How long it takes until no request of the first dispatch can reach the provider any more.
 
         Only CLOCK_BOOTTIME counts, because a wall clock that jumps must not make a payment that is under way "not found". What
-        another run of the machine dispatched is waited for from when this process first saw it as unknown.
+        another run of the machine dispatched is waited for from when this process first saw it.
         """
-        quiet_seconds = connector.descriptor.payments.idempotency.quiet_seconds
-        if quiet_seconds is None or payment.dispatch_time is None or payment.send_deadline_time is None:
+        if payment.dispatch_time is None or payment.send_deadline_time is None:
             raise Internal
         send_seconds = (payment.send_deadline_time - payment.dispatch_time).total_seconds()
         now_ns = self._clock.boot_time_ns()
@@ -240,7 +293,7 @@ class Reconciler:
         if payment.dispatch_boot_id != self._clock.boot_id():
             since_ns = self._seen_unknown_ns.setdefault(payment.id, now_ns)
             _forget_oldest(self._seen_unknown_ns)
-        return send_seconds + NETWORK_LIFE_SECONDS + quiet_seconds - (now_ns - since_ns) / 1e9
+        return send_seconds + NETWORK_LIFE_SECONDS - (now_ns - since_ns) / 1e9
 
     async def _settle_by_look_up(self, taken: Payment, connector: Connector) -> None:
         found = await self._ask(
@@ -266,7 +319,7 @@ class Reconciler:
         connector = connector_for(self._connectors, payment.provider)
         reading = _as_it_stands(payment, await self._read_status(payment, connector))
         now = self._clock.now()
-        age = (now - payment.create_time).total_seconds()
+        age = abs((now - payment.create_time).total_seconds())  # a clock that was set back makes it no new one
         terms = connector.descriptor.payments
         longest = terms.longest_poll_seconds if age < _A_DAY_SECONDS else _OLD_PAYMENT_POLL_SECONDS
         wait = min(max(terms.first_poll_seconds, age / 4), longest)
@@ -282,6 +335,11 @@ class Reconciler:
             await self._postpone(payment, followed)  # that it was asked is on record already
         else:
             await self._change(payment, followed, AuditEvent.PAYMENT_STATUS, AuditOutcome.SUCCEEDED)
+
+    async def _wait(self, payment: Payment, seconds: float) -> None:
+        """Nothing can be done yet. That it is waited for changes nothing about the payment."""
+        later = self._clock.now() + timedelta(seconds=seconds)
+        await self._postpone(payment, payment.to(payment.state, now=payment.update_time, next_attempt_time=later))
 
     async def _postpone(self, before: Payment, after: Payment) -> None:
         await self._store.change_payment(
@@ -371,6 +429,11 @@ class Reconciler:
             expected_epoch=before.epoch,
             audit=[payment_draft(after, consent, event, outcome, reason=reason)],
         )
+
+
+def _is_put_off_too_far(payment: Payment, now: datetime) -> bool:
+    furthest = _FURTHEST.get(payment.state)
+    return furthest is not None and payment.next_attempt_time is not None and payment.next_attempt_time > now + furthest
 
 
 def _forget_oldest(times: OrderedDict[PaymentId, int]) -> None:

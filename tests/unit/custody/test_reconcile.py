@@ -255,7 +255,7 @@ async def test_class_b_the_quiet_period_does_not_hear_the_wall_clock(seconds: in
 
     await settle(world, payment, seconds=QUIET_SECONDS - 0.5)
     asked_early = world.bank.count("lookup")
-    found = await settle(world, payment, seconds=5 + max(0, -seconds), step=5)
+    found = await settle(world, payment, seconds=5)
 
     assert asked_early == 0
     assert found.state is S.REJECTED
@@ -507,6 +507,97 @@ async def test_a_running_payment_is_not_abandoned_under_its_own_run() -> None:
     world.core.egress.gates["prepare"] = slow
 
     assert (await world.core.payments.initiate(caller(), request)).state is S.SETTLED
+
+
+# --- a wall clock that is set
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["same process", "next process"])
+@pytest.mark.parametrize(
+    ("name", "state"), [(CLASS_A, S.NEEDS_ATTENTION), (CLASS_B, S.SETTLED), (CLASS_C, S.NEEDS_ATTENTION)]
+)
+async def test_a_wall_clock_that_is_set_back_keeps_nobody_waiting(name: str, state: S, restarted: bool) -> None:
+    """What was put off by the clock as it stood does not wait until it stands there again; a day of waiting is a day too long."""
+    world = World(name=name)
+    for _ in range(30):
+        world.clock.advance(1)
+        await world.core.reconciler.run_due()
+    payment = await initiated(world, lost)
+    world.clock.step_wall_clock(-24 * HOUR)
+    if restarted:
+        world.start("two")
+
+    assert (await settle(world, payment, seconds=60)).state is state
+    assert world.bank.executed.total() == 1
+
+
+@pytest.mark.parametrize("name", [CLASS_A, CLASS_B, CLASS_C])
+async def test_a_dead_sender_is_taken_over_though_the_wall_clock_was_set_back(name: str) -> None:
+    """Dispatched by a clock that stood a day ahead: not before its send is over, and soon after."""
+    world = World(name=name)
+    request = payment_request(await world.consent())
+
+    async def die() -> None:
+        world.store.failures.append(Internal())
+
+    world.core.egress.gates["send"] = die
+    with pytest.raises(Internal):
+        await world.core.payments.initiate(caller(), request)
+    (payment,) = world.store._state.payments.values()
+    world.start("two")
+    world.clock.step_wall_clock(-24 * HOUR)
+
+    early = await settle(world, payment, seconds=14)
+    found = await settle(world, payment, seconds=46)
+
+    assert early.state is S.DISPATCHED
+    assert found.state is (S.SETTLED if name == CLASS_B else S.NEEDS_ATTENTION)
+
+
+@pytest.mark.parametrize("seconds", [HOUR, -HOUR], ids=["forward", "back"])
+async def test_a_wall_clock_that_is_set_takes_no_payment_from_its_sender(seconds: int) -> None:
+    """Whether a send is over is CLOCK_BOOTTIME's to say: another sidecar leaves a payment alone that is being sent."""
+    world = World(name=CLASS_C)
+    first, second = world.core, world.start("two")
+    await second.reconciler.run_due()
+
+    async def step() -> None:
+        world.clock.step_wall_clock(seconds)
+        await second.reconciler.run_due()
+
+    first.egress.gates["send"] = step
+
+    assert (await first.payments.initiate(caller(), payment_request(await world.consent()))).state is S.SETTLED
+
+
+async def test_a_wall_clock_that_is_set_back_abandons_no_run_early() -> None:
+    """An intent has its minute all the same, and ends after it."""
+    world = World()
+    await world.core.reconciler.run_due()
+    request = payment_request(await world.consent())
+    world.core.egress.trouble["prepare"] = [Unavailable("PROVIDER_UNAVAILABLE", "away")]
+    with pytest.raises(Unavailable):
+        await world.core.payments.initiate(caller(), request)
+    (payment,) = world.store._state.payments.values()
+    world.clock.step_wall_clock(-HOUR)
+
+    assert (await settle(world, payment, seconds=59)).state is S.INTENT
+    assert (await settle(world, payment, seconds=30)).state is S.ABANDONED
+
+
+async def test_a_wall_clock_that_is_set_back_does_not_make_an_old_payment_new() -> None:
+    """Its age sets the pace at which the bank is asked: a payment that seems to be of tomorrow is not asked about every second."""
+    world = World(initial_status="ACSP")
+    payment = await initiated(world)
+    await settle(world, payment, seconds=600, step=10)
+    before = world.bank.count("status")
+    world.clock.step_wall_clock(-HOUR)
+
+    world.clock.advance(2)
+    await world.core.reconciler.latest(await world.stored(payment))
+    await settle(world, payment, seconds=50)
+
+    assert world.bank.count("status") == before + 1
 
 
 # --- following
