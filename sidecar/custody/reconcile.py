@@ -67,6 +67,7 @@ _SLEW = timedelta(seconds=1)
 _LONGEST_SEND_SECONDS = 10.0 + NETWORK_LIFE_SECONDS + 2.0
 # A provider that cannot be asked for so long is not asked any more: a human is.
 _LOOK_UP_SECONDS = 86_400.0
+_UNKNOWN = frozenset({PaymentState.DISPATCHED, PaymentState.RECONCILING})
 _FOLLOWED = frozenset({PaymentState.ACCEPTED, PaymentState.AWAITING_AUTHORISATION})
 
 
@@ -103,15 +104,17 @@ class Reconciler:
         """
         due = list(await self._store.due_payments(self._clock.now(), limit=limit))
         sweep_ns = self._sweep_due()
-        if sweep_ns is not None:
-            due += await self._put_off_too_far(sweep_ns, limit=limit)
-        steps = [self._reserved_step(payment) for payment in due if self._reserve(payment)]
+        late, whole = ([], False) if sweep_ns is None else await self._put_off_too_far(limit=limit)
+        reserved = [payment for payment in due + late if self._reserve(payment)]
+        if whole and self._at_work.keys() >= {payment.id for payment in late}:
+            self._sweeps_ns = [time for time in self._sweeps_ns if time != sweep_ns]
+        steps = [self._reserved_step(payment) for payment in reserved]
         for result in await asyncio.gather(*steps, return_exceptions=True):
             if isinstance(result, CustodyError) or not isinstance(result, Exception | None):
                 raise result
             if result is not None:
                 raise Internal from result
-        return len(due)
+        return len(due) + len(late)
 
     def _sweep_due(self) -> int | None:
         """Whether it is time for one (by CLOCK_BOOTTIME): when this process begins or has seen the wall clock set back, and once
@@ -122,16 +125,16 @@ class Reconciler:
             self._sweeps_ns = [boot_ns, boot_ns + int(_LONGEST_SEND_SECONDS * 1e9)]
         return next((time for time in self._sweeps_ns if time <= boot_ns), None)
 
-    async def _put_off_too_far(self, sweep_ns: int, *, limit: int) -> list[Payment]:
-        """Payments that nobody has put off for so long: the wall clock was set back, perhaps while no sidecar ran, and they would
-        wait until it stands there again."""
+    async def _put_off_too_far(self, *, limit: int) -> tuple[list[Payment], bool]:
+        """Payments that nobody has put off for so long, and whether these are all: the wall clock was set back, perhaps while no
+        sidecar ran, and they would wait until it stands there again."""
         now = self._clock.now()
         waiting = await self._store.due_payments(now + _FOR_EVER, limit=limit)
-        if len(waiting) < limit or any(
-            payment.state in _FOLLOWED for payment in waiting
-        ):  # the unknown ones come first
-            self._sweeps_ns = [time for time in self._sweeps_ns if time != sweep_ns]
-        return [payment for payment in waiting if _is_put_off_too_far(payment, now)]
+        for payment in waiting:
+            if payment.state in _UNKNOWN:
+                self._first_seen_ns(payment)
+        whole = len(waiting) < limit or any(payment.state in _FOLLOWED for payment in waiting)  # which come last
+        return [payment for payment in waiting if _is_put_off_too_far(payment, now)], whole
 
     def _reserve(self, payment: Payment) -> bool:
         """Takes the payment for one step. Rounds overlap, so it is taken here and now and not when the step's task begins: a
@@ -260,8 +263,9 @@ class Reconciler:
         connector = connector_for(self._connectors, payment.provider)
         wait_seconds = self._seconds_until_quiet(payment, connector)
         if wait_seconds > 0:
-            await self._wait(payment, wait_seconds)
-            return
+            if payment.dispatch_boot_id == self._clock.boot_id():
+                await self._wait(payment, wait_seconds)
+            return  # or another sidecar saw it earlier than this one, and it stays due for that one
         now = self._clock.now()
         taken = payment.to(
             PaymentState.RECONCILING,
@@ -289,11 +293,14 @@ class Reconciler:
             raise Internal
         send_seconds = (payment.send_deadline_time - payment.dispatch_time).total_seconds()
         now_ns = self._clock.boot_time_ns()
-        since_ns = payment.dispatch_boot_time_ns
-        if payment.dispatch_boot_id != self._clock.boot_id():
-            since_ns = self._seen_unknown_ns.setdefault(payment.id, now_ns)
-            _forget_oldest(self._seen_unknown_ns)
+        own_boot = payment.dispatch_boot_id == self._clock.boot_id()
+        since_ns = payment.dispatch_boot_time_ns if own_boot else self._first_seen_ns(payment)
         return send_seconds + NETWORK_LIFE_SECONDS - (now_ns - since_ns) / 1e9
+
+    def _first_seen_ns(self, payment: Payment) -> int:
+        first_ns = self._seen_unknown_ns.setdefault(payment.id, self._clock.boot_time_ns())
+        _forget_oldest(self._seen_unknown_ns)
+        return first_ns
 
     async def _settle_by_look_up(self, taken: Payment, connector: Connector) -> None:
         found = await self._ask(

@@ -278,6 +278,26 @@ async def test_class_b_after_a_restart_of_the_machine_the_whole_quiet_period_is_
     assert found.state is S.REJECTED
 
 
+async def test_class_b_sidecars_do_not_wait_one_after_the_other() -> None:
+    """Each sidecar knows a payment of another run of the machine from when it saw it itself: whoever saw it first goes on."""
+    world = World(name=CLASS_B)
+    cores = [world.start(f"sidecar-{number}") for number in range(3)]
+
+    async def rounds(seconds: int) -> None:
+        for second in range(seconds):
+            world.clock.advance(1)
+            for core in cores[second % 3 :] + cores[: second % 3]:
+                await core.reconciler.run_due()
+
+    await rounds(30)
+    payment = await initiated(world, lost)
+    current = await world.stored(payment)
+    world.store._state.payments[payment.id] = replace(current, dispatch_boot_id="another")
+    await rounds(QUIET_SECONDS + 4)
+
+    assert (await world.stored(payment)).state is S.SETTLED
+
+
 async def test_class_b_a_send_that_the_descriptor_no_longer_allows_is_waited_for_all_the_same() -> None:
     """The time of the send is the dispatch record's: a shorter one in a newer configuration shortens no wait."""
     world = World(name=CLASS_B)
@@ -552,6 +572,20 @@ async def test_a_dead_sender_is_taken_over_though_the_wall_clock_was_set_back(na
 
     assert early.state is S.DISPATCHED
     assert found.state is (S.SETTLED if name == CLASS_B else S.NEEDS_ATTENTION)
+
+
+async def test_a_wall_clock_that_was_set_back_leaves_none_of_many_behind() -> None:
+    """More than one provider's share of a round, more than a page: all have their turn."""
+    world = World(name=CLASS_C)
+    payments = [await initiated(world, lost) for _ in range(100)]
+    world.clock.step_wall_clock(-24 * HOUR)
+    world.start("two")
+
+    for _ in range(60):
+        world.clock.advance(1)
+        await world.core.reconciler.run_due(limit=20)
+
+    assert {(await world.stored(payment)).state for payment in payments} == {S.NEEDS_ATTENTION}
 
 
 @pytest.mark.parametrize("seconds", [HOUR, -HOUR], ids=["forward", "back"])
