@@ -37,6 +37,10 @@ run: setup ## Run the main job: a consent goes into custody, and pays
 test: setup ## Run all tests
 	@$(PY) -m pytest $(ARGS)
 
+.PHONY: test-faults
+test-faults: setup ## Run the kill and fault harness whole, and write its result table
+	@$(PY) -m tests.faults run $(ARGS)
+
 .PHONY: check
 check: lint types imports protos stubs ## Run everything that CI runs after the tests
 

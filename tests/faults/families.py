@@ -1,0 +1,514 @@
+"""Every family of faults and of bad input, what is injected, and the tests that prove the answer.
+
+Rules: a family without a row fails `test_families`; so does a row that names a test that does not exist. A row says what it does
+not prove (`open`) and why: with tests beside it the family is proven in part, without any it is open. The tables of
+`docs/reliability.md` are made from this file: `python -m tests.faults write`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+__all__ = ["GROUPS", "Family", "Group", "families", "named_tests"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """`tests` are pytest's node ids, of a function (all its cases) or of one case."""
+
+    id: str
+    injected: str
+    tests: tuple[str, ...] = ()
+    open: str = ""
+
+    @property
+    def standing(self) -> str:
+        if not self.tests:
+            return "open"
+        return "in part" if self.open else "proven"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """`count`: how many families there are, by the list that they come from."""
+
+    title: str
+    prefix: str
+    count: int
+    families: tuple[Family, ...]
+
+
+def _of(file: str, *names: str) -> tuple[str, ...]:
+    return tuple(f"tests/{file}.py::test_{name}" for name in names)
+
+
+def _payments(*names: str) -> tuple[str, ...]:
+    return _of("unit/custody/test_payments", *names)
+
+
+def _reconcile(*names: str) -> tuple[str, ...]:
+    return _of("unit/custody/test_reconcile", *names)
+
+
+def _tokens(*names: str) -> tuple[str, ...]:
+    return _of("unit/custody/test_tokens", *names)
+
+
+def _consents(*names: str) -> tuple[str, ...]:
+    return _of("unit/custody/test_consents", *names)
+
+
+def _supervisor(*names: str) -> tuple[str, ...]:
+    return _of("unit/gateway/test_supervisor", *names)
+
+
+def _committer(*names: str) -> tuple[str, ...]:
+    return _of("unit/store/test_committer", *names)
+
+
+def _store(*names: str) -> tuple[str, ...]:
+    return _of("contract/test_store_contract", *names)
+
+
+def _bank(*names: str) -> tuple[str, ...]:
+    return _of("faults/test_bank_answers", *names)
+
+
+def _answer(*cases: str) -> tuple[str, ...]:
+    """Cases of the byte-exact bank, each read as the answer to a payment."""
+    return tuple(f"{_bank('a_wrong_answer_has_its_honest_outcome')[0]}[{case}-payment]" for case in cases)
+
+
+def _unknown(*cases: str) -> tuple[str, ...]:
+    """Cases of the whole system, with a bank of each class."""
+    tests = _of("e2e/test_unknown_outcomes", "class_c_unknown_goes_to_a_human", "class_a_unknown_is_found_out")
+    return tuple(f"{test}[{case}]" for case in cases for test in tests)
+
+
+def _processes(*names: str) -> tuple[str, ...]:
+    return _of("e2e/test_processes", *names)
+
+
+_SIMULATION = _of("unit/custody/test_simulation", "no_fault_pays_twice_or_lies")
+
+PROCESS = Group(
+    title="Process",
+    prefix="P",
+    count=14,
+    families=(
+        Family(
+            id="P1",
+            injected="SIGKILL at every await",
+            tests=_of("unit/store/test_crash", "kill_9_at_random_moments", "kill_9_at_the_worst_moments"),
+            open="of the store only, at random moments and three chosen ones",
+        ),
+        Family(id="P2", injected="SIGKILL at every write-type system call", open="no test yet"),
+        Family(
+            id="P3",
+            injected="SIGSTOP, then SIGCONT: longer than the send's time, than a lease, than the bank's window",
+            tests=(
+                *_payments("rule_4_a_process_that_was_paused_after_the_record_sends_nothing"),
+                *_reconcile("class_a_a_process_paused_past_the_window_repeats_nothing"),
+                *_supervisor("a_gateway_that_stands_still_does_not_blame_its_children", "a_stopped_child_is_replaced"),
+                *_processes("hanging_hsm_fails_its_callers_and_is_replaced"),
+            ),
+            open="the gateway's pauses are those of a clock in a test, not of a process",
+        ),
+        Family(
+            id="P4",
+            injected="SIGTERM in every state of a payment",
+            tests=(
+                *_processes("graceful_stop_brings_the_payment_to_its_outcome"),
+                *_of("rpc/test_operations", "graceful_stop"),
+            ),
+            open="dispatched only",
+        ),
+        Family(id="P5", injected="a second SIGTERM", open="no test yet"),
+        Family(
+            id="P6",
+            injected="SIGINT, SIGHUP",
+            tests=(
+                *_of("unit/hsm/test_process", "a_signal_to_the_whole_group_does_not_end_it"),
+                *_of("unit/egress/test_process", "a_signal_to_the_whole_group_does_not_end_it"),
+            ),
+            open="the children only",
+        ),
+        Family(
+            id="P7",
+            injected="the kernel's out-of-memory killer",
+            tests=_processes("killed_child_is_replaced", "sidecar_killed_between_dispatch_and_answer"),
+            open="by SIGKILL, which is what it sends; no memory is used up",
+        ),
+        Family(
+            id="P8",
+            injected="the hsm process is killed, wedged, or returns garbage",
+            tests=(
+                *_supervisor(
+                    "a_killed_hsm_is_replaced_and_signs_within_five_seconds",
+                    "a_stopped_child_is_replaced",
+                    "a_call_during_the_restart_waits_for_the_new_process",
+                ),
+                *_of(
+                    "unit/gateway/test_links",
+                    "rubbish_ends_the_connection",
+                    "an_answer_of_another_kind_ends_the_connection",
+                ),
+                *_processes("killed_child_is_replaced", "hanging_hsm_fails_its_callers_and_is_replaced"),
+            ),
+        ),
+        Family(id="P9", injected="file descriptors used up", open="no test yet"),
+        Family(id="P10", injected="no more threads or processes", open="no test yet"),
+        Family(
+            id="P11",
+            injected="the event loop blocked for seconds",
+            tests=(
+                *_supervisor("a_gateway_that_stands_still_does_not_blame_its_children"),
+                *_of("unit/gateway/test_links", "an_answer_that_came_while_the_gateway_stood_still_counts"),
+                *_of("unit/egress/test_service", "a_close_that_the_loop_has_not_seen_yet_is_found_before_the_write"),
+            ),
+        ),
+        Family(
+            id="P12",
+            injected="an exception that nobody expected, in any task",
+            tests=(
+                *_of("unit/gateway/test_boundary", "unexpected_error"),
+                *_reconcile("a_defect_in_one_step_is_raised_after_all_others_have_had_their_turn"),
+                *_of("unit/egress/test_service", "a_defect_of_ours_after_the_send_is_unknown"),
+                *_supervisor("an_unexpected_error_while_restarting_is_not_lost"),
+            ),
+        ),
+        Family(
+            id="P13",
+            injected="two sidecars on one SQLite file",
+            tests=(
+                *_of("unit/store/test_file", "two_sidecars_cannot_have_one_file"),
+                *_of("faults/test_startup", "two_sidecars"),
+            ),
+        ),
+        Family(
+            id="P14",
+            injected="the application's container dies first, or the sidecar's",
+            tests=(
+                *_payments("a_caller_that_gives_up_at_any_moment_does_not_cut_the_payment"),
+                *_processes(
+                    "sidecar_killed_between_dispatch_and_answer", "graceful_stop_brings_the_payment_to_its_outcome"
+                ),
+                *_of("rpc/test_wire", "calls_that_are_cancelled"),
+            ),
+        ),
+    ),
+)
+
+SQLITE = Group(
+    title="SQLite",
+    prefix="L",
+    count=8,
+    families=(
+        Family(id="L1", injected="SIGKILL at each pwrite64 and fdatasync", open="no test yet"),
+        Family(
+            id="L2",
+            injected="ENOSPC or EIO at each write-type system call",
+            tests=_committer("a_full_disk_is_unavailable_and_passes"),
+            open="by SQLite's own limit of pages, not by the system call",
+        ),
+        Family(
+            id="L3",
+            injected="power cut: what was not synced is lost",
+            tests=(
+                *_of(
+                    "unit/store/test_file", "every_connection_has_the_settings", "less_than_full_synchronous_is_refused"
+                ),
+                *_committer("a_commit_that_happened_is_a_success"),
+            ),
+            open="the settings that SQLite promises it under are proven; no unsynced write is dropped",
+        ),
+        Family(id="L4", injected="database is locked", tests=_committer("a_locked_database_is_unavailable_and_passes")),
+        Family(
+            id="L5",
+            injected="the file is deleted, renamed or replaced while it is open",
+            tests=_committer("a_file_that_is_gone_takes_no_commits"),
+        ),
+        Family(id="L6", injected="the write-ahead log grows without a checkpoint", open="no test yet"),
+        Family(id="L7", injected="a copy made by `cp` while it is written", open="no test yet"),
+        Family(
+            id="L8",
+            injected="file system read-only",
+            tests=_of("unit/store/test_file", "a_read_only_file_system_is_refused"),
+            open="at the start; not remounted while the sidecar runs",
+        ),
+    ),
+)
+
+CLOCK = Group(
+    title="Clock",
+    prefix="C",
+    count=6,
+    families=(
+        Family(
+            id="C1",
+            injected="the wall clock jumps by a second to ten years, both ways, at each await",
+            tests=_payments("a_wall_clock_that_is_set_back_closes_the_window"),
+            open="one jump at one place",
+        ),
+        Family(id="C2", injected="leap second, change of daylight saving time", open="no test yet"),
+        Family(
+            id="C3",
+            injected="suspend: CLOCK_MONOTONIC stands, CLOCK_BOOTTIME goes on",
+            tests=_payments("rule_4_a_process_that_was_paused_after_the_record_sends_nothing"),
+            open="on the gateway's clock; no test looks at what egress reads",
+        ),
+        Family(id="C4", injected="two sidecars five minutes apart", open="no test yet"),
+        Family(id="C5", injected="the bank's clock ten minutes off", open="no test yet"),
+        Family(
+            id="C6",
+            injected="expires exactly now",
+            tests=(
+                *_payments("bi_c24_a_consent_that_expires_now_pays_no_more"),
+                *_store("no_dispatch_from_the_moment_a_consent_expires"),
+                *_tokens("at_half_of_its_life_a_token_is_renewed_and_the_new_one_used"),
+            ),
+        ),
+    ),
+)
+
+NETWORK = Group(
+    title="Network and bank",
+    prefix="N",
+    count=22,
+    families=(
+        Family(
+            id="N1",
+            injected="connection refused",
+            tests=(
+                *_of("contract/test_egress_contract", "a_bank_that_cannot_be_reached_is_not_sent"),
+                *_payments("rule_2_what_fails_before_the_dispatch_leaves_an_intent"),
+            ),
+        ),
+        Family(
+            id="N2",
+            injected="connecting takes too long",
+            tests=(f"{_bank('a_peer_that_speaks_no_tls_gets_nothing')[0]}[silent]",),
+        ),
+        Family(
+            id="N3",
+            injected="TLS fails",
+            tests=_bank("only_the_right_bank_gets_a_connection", "a_peer_that_speaks_no_tls_gets_nothing"),
+        ),
+        Family(
+            id="N4",
+            injected="reset before the first byte is sent",
+            tests=_bank(
+                "a_connection_that_dies_while_prepared_is_not_sent",
+                "a_reset_at_any_byte_of_request_or_answer_is_unknown",
+            ),
+        ),
+        Family(
+            id="N5",
+            injected="reset after k bytes of the request",
+            tests=_bank("a_reset_at_any_byte_of_request_or_answer_is_unknown"),
+        ),
+        Family(
+            id="N6",
+            injected="reset after the request, before the answer",
+            tests=(
+                *_answer("bi_G6_reset_before_any_byte", "bi_G6_close_before_any_byte"),
+                *_unknown("fi_N6_cut_after_commit"),
+            ),
+        ),
+        Family(
+            id="N7",
+            injected="reset in the answer's header or body",
+            tests=(
+                *_answer("bi_G7_close_in_headers", "bi_G7_reset_in_body"),
+                *_unknown("fi_N7_cut_mid_header", "fi_N7_cut_mid_body"),
+            ),
+        ),
+        Family(
+            id="N8",
+            injected="time-out after the send; the bank has executed, has not, or executes later",
+            tests=(*_SIMULATION, *_reconcile("class_a_repeats_the_identical_request_under_the_same_key")),
+        ),
+        Family(
+            id="N9",
+            injected="5xx, executed or not",
+            tests=_unknown("fi_N9_500_executed", "fi_N9_500_not_executed"),
+        ),
+        Family(
+            id="N10",
+            injected="the answer is lost; the repeat is answered normally, with 409 or with another status",
+            tests=_reconcile(
+                "class_a_repeats_the_identical_request_under_the_same_key",
+                "rule_9_the_refusal_of_a_repeat_settles_nothing",
+            ),
+        ),
+        Family(id="N11", injected="our request is delivered twice", open="no test yet"),
+        Family(id="N12", injected="our request is delivered late, after a look-up", open="no test yet"),
+        Family(
+            id="N13",
+            injected="the bank forgets the key: its window is over",
+            tests=_reconcile("class_a_outside_the_window_asks_a_human"),
+        ),
+        Family(id="N14", injected="the bank keeps a refusal under the key", open="no test yet"),
+        Family(id="N15", injected="two nodes of the bank say different things of a status", open="no test yet"),
+        Family(
+            id="N16",
+            injected="wrong content type, huge body, slow answer",
+            tests=(
+                *_unknown("bi_G2_wrong_content_type", "bi_G3_huge"),
+                *_answer("bi_G34_silence", "bi_G34_slow_loris_headers", "bi_G34_slow_loris_body"),
+            ),
+        ),
+        Family(id="N17", injected="the bank's certificate changes between two attempts", open="no test yet"),
+        Family(
+            id="N18",
+            injected="429, again and again",
+            tests=_reconcile("a_bank_that_allows_no_more_reads_is_left_alone_for_as_long_as_it_takes"),
+            open="of reads; not of repeats",
+        ),
+        Family(id="N19", injected="the bank's name does not resolve any more", open="no test yet"),
+        Family(
+            id="N20",
+            injected="a proxy answers 200 with its login page",
+            tests=_unknown("bi_G2_html", "bi_G6_200_instead_of_201"),
+        ),
+        Family(
+            id="N21",
+            injected="a kept connection that the peer has closed",
+            tests=(
+                *_bank("a_kept_connection_that_the_bank_closed_is_replaced"),
+                *_of("unit/egress/test_service", "a_close_that_the_loop_has_not_seen_yet_is_found_before_the_write"),
+            ),
+        ),
+        Family(
+            id="N22",
+            injected="HTTP/2 GOAWAY",
+            tests=_answer("bi_G11_http_2_frames", "bi_G11_http_2_version"),
+            open="egress speaks HTTP/1.1 only, so frames of HTTP/2 are no answer",
+        ),
+    ),
+)
+
+RACES = Group(
+    title="Races",
+    prefix="R",
+    count=12,
+    families=(
+        Family(
+            id="R1",
+            injected="two pods, one request id, the same moment",
+            tests=(
+                *_payments("rule_1_two_calls_at_once_are_one_payment"),
+                *_store("of_a_hundred_equal_payments_one_is_made"),
+            ),
+            open="one sidecar: two of them share no database yet",
+        ),
+        Family(
+            id="R2",
+            injected="two pods, one request id, different bodies",
+            tests=_payments("bi_c5_same_request_id_with_another_content_is_refused"),
+            open="one after the other, at one sidecar",
+        ),
+        Family(
+            id="R3",
+            injected="a hundred calls with one request id",
+            tests=_store("of_a_hundred_equal_claims_one_wins", "of_a_hundred_equal_payments_one_is_made"),
+        ),
+        Family(id="R4", injected="two request ids, one single-use consent", open="no connector of class B yet"),
+        Family(
+            id="R5",
+            injected="a limit on the sum, from two pods",
+            open="sums are not limited yet: only the amount of each payment is",
+        ),
+        Family(
+            id="R6",
+            injected="refresh by two to fifty at once",
+            tests=(
+                *_store("of_fifty_refreshers_one_gets_the_lease"),
+                *_tokens("fifty_calls_at_once_refresh_once", "two_sidecars_refresh_once"),
+            ),
+        ),
+        Family(id="R7", injected="refresh while paying", open="no test yet"),
+        Family(
+            id="R8",
+            injected="revocation while paying, while refreshing",
+            tests=(
+                *_tokens("a_consent_revoked_while_its_token_is_renewed_is_revoked"),
+                *_payments("rule_2_a_consent_that_ends_while_preparing_pays_nothing"),
+                *_committer("a_revocation_stops_the_dispatch_of_its_own_group"),
+                *_store("a_revocation_ahead_of_a_dispatch_stops_it"),
+            ),
+        ),
+        Family(
+            id="R9",
+            injected="rotation of the master key while reading and writing",
+            open="the master key cannot be rotated yet",
+        ),
+        Family(
+            id="R10",
+            injected="two rotations at once",
+            tests=_store("of_two_first_master_keys_one_stays"),
+            open="of the first key only: the master key cannot be rotated yet",
+        ),
+        Family(
+            id="R11",
+            injected="two reconcilers, one payment",
+            tests=(
+                *_store("of_two_take_overs_one_wins"),
+                *_reconcile(
+                    "two_sidecars_that_reconcile_one_payment_send_one_repeat",
+                    "overlapping_rounds_work_on_a_payment_once",
+                ),
+            ),
+        ),
+        Family(
+            id="R12",
+            injected="new calls while the sidecar stops",
+            tests=_of("rpc/test_operations", "graceful_stop"),
+        ),
+    ),
+)
+
+_NO_POSTGRESQL = "the store has SQLite only"
+
+POSTGRESQL = Group(
+    title="PostgreSQL",
+    prefix="D",
+    count=18,
+    families=(
+        Family(id="D1", injected="the session is terminated before, during, after COMMIT", open=_NO_POSTGRESQL),
+        Family(id="D2", injected="immediate stop of the server at each statement", open=_NO_POSTGRESQL),
+        Family(id="D3", injected="a replica is promoted, asynchronous and synchronous", open=_NO_POSTGRESQL),
+        Family(id="D4", injected="read-only", open=_NO_POSTGRESQL),
+        Family(id="D5", injected="disk full", open=_NO_POSTGRESQL),
+        Family(id="D6", injected="EIO at fsync", open=_NO_POSTGRESQL),
+        Family(
+            id="D7",
+            injected="40001, 40P01, 55P03, 57014, 53300, 57P01, 08006, 08007, 40003 at each statement",
+            open=_NO_POSTGRESQL,
+        ),
+        Family(id="D8", injected="a stranger holds a lock", open=_NO_POSTGRESQL),
+        Family(id="D9", injected="no connection left in the pool", open=_NO_POSTGRESQL),
+        Family(id="D10", injected="a pooler in transaction mode", open=_NO_POSTGRESQL),
+        Family(id="D11", injected="latency, jitter, half-open TCP, black hole", open=_NO_POSTGRESQL),
+        Family(id="D12", injected="the database's clock jumps", open=_NO_POSTGRESQL),
+        Family(id="D13", injected="a stale replica is read", open=_NO_POSTGRESQL),
+        Family(id="D14", injected="writes refused near the wrap-around of transaction ids", open=_NO_POSTGRESQL),
+        Family(id="D15", injected="an older or newer schema", open=_NO_POSTGRESQL),
+        Family(id="D16", injected="the role has lost a right", open=_NO_POSTGRESQL),
+        Family(id="D17", injected="locks of autovacuum and ALTER", open=_NO_POSTGRESQL),
+        Family(id="D18", injected="restored to yesterday while sidecars run", open=_NO_POSTGRESQL),
+    ),
+)
+
+FAULTS = (PROCESS, SQLITE, CLOCK, NETWORK, RACES, POSTGRESQL)
+GROUPS = FAULTS
+
+
+def families() -> Iterator[tuple[Group, Family]]:
+    for group in GROUPS:
+        for family in group.families:
+            yield group, family
+
+
+def named_tests() -> tuple[str, ...]:
+    """Every test that a row names, once, in the order of the rows."""
+    return tuple(dict.fromkeys(test for _, family in families() for test in family.tests))
