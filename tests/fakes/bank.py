@@ -73,6 +73,7 @@ class ScriptedBank:
     consents: dict[str, str] = field(default_factory=dict)
     codes: dict[str, bool] = field(default_factory=dict)  # whether it was exchanged
     refreshes: int = 0
+    rotations: int = 0
     _tokens: set[str] = field(default_factory=set)
     _refresh_tokens: dict[str, bool] = field(default_factory=dict)  # whether it may be used
     _keys: dict[str, tuple[float, str]] = field(default_factory=dict)
@@ -152,6 +153,7 @@ class ScriptedBank:
             access, _ = self.mint()
             return self._granted(access, None)
         self._refresh_tokens[form["refresh_token"]] = False
+        self.rotations += 1
         return self._granted(*self.mint())
 
     def _granted(self, access: str, refresh: str | None) -> Answer:

@@ -8,7 +8,7 @@ what it does not need: TLS, HTTP, locked memory.
 import json
 import os
 from base64 import urlsafe_b64encode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from urllib.parse import quote_plus
@@ -60,8 +60,9 @@ class BankRequest:
     body: bytes = field(repr=False)
 
 
-FakeBank = Callable[[BankRequest], SendOutcome]
-"""Answers, or says what happened instead: NotSent (it could not be reached), Unknown (no answer came)."""
+FakeBank = Callable[[BankRequest], SendOutcome | Awaitable[SendOutcome]]
+"""Answers, or says what happened instead: NotSent (it could not be reached), Unknown (no answer came). One in another
+process is awaited."""
 
 
 class SoftwareKeys:
@@ -148,7 +149,7 @@ class FakeEgress:
         deadline_seconds: float,
     ) -> SendOutcome:
         filled, opened = self._filled(request, wrapped_data_key, secrets)
-        return _passed_on(self.bank(filled), opened)
+        return _passed_on(await self._ask(filled), opened)
 
     async def call_once(
         self,
@@ -179,7 +180,7 @@ class FakeEgress:
         if any(_whose(secret.context) != _whose(seal_access_as) for secret in secrets):
             raise Internal("egress does not seal tokens for another consent")
         self._open_key(wrapped_data_key, seal_access_as)
-        outcome = self.bank(filled)
+        outcome = await self._ask(filled)
         if not isinstance(outcome, Answer):
             return outcome
         return self._token_outcome(outcome, wrapped_data_key, seal_access_as, seal_refresh_as)
@@ -206,7 +207,7 @@ class FakeEgress:
         opened = self._secrets_of.pop(prepared.handle)
         if deadline_seconds <= 0:
             return NotSent(code="DEADLINE_BEFORE_SEND")
-        return _passed_on(self.bank(request), opened)
+        return _passed_on(await self._ask(request), opened)
 
     async def discard(self, prepared: Prepared) -> None:
         self._prepared.pop(prepared.handle, None)
@@ -239,6 +240,10 @@ class FakeEgress:
         """Nothing is cached here."""
 
     # -- parts
+
+    async def _ask(self, request: BankRequest) -> SendOutcome:
+        outcome = self.bank(request)
+        return await outcome if isinstance(outcome, Awaitable) else outcome
 
     def _filled(
         self, request: ProviderRequest, wrapped_data_key: bytes, secrets: Sequence[OpenSecret]

@@ -1,0 +1,268 @@
+"""One run of a scenario under a fault: database and bank as they are before it, the act, the recovery, and the judgement.
+
+The judgement is the same after every fault: executed at most once; what anybody was told fits the bank's books; the log verifies
+and has a signed dispatch before each send; nothing is half-written; what is unknown for good is flagged for a human.
+"""
+
+import contextlib
+import itertools
+import shutil
+import sqlite3
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import parse_qs
+
+from sidecar.domain.provider import Answer, NotSent
+from tests.fakes.bank import ScriptedBank, Twist, error, lost
+from tests.faults.core_process import Command, CoreProcesses, Ended
+from tests.faults.remote_bank import BankSocket
+from tests.faults.scenarios import SCENARIOS, A, Scenario, bank_of
+from tests.unit.store.support import new_database
+
+__all__ = ["Harness", "Place", "Prepared"]
+
+SAID_YES = {"accepted", "awaiting-authorisation", "settled"}
+SAID_NO = {"rejected", "rejected-late", "abandoned", "cancelled"}
+
+
+def _received(answer: Answer) -> Answer:
+    """The bank has it and has not decided."""
+    return replace(answer, body=answer.body.replace(b"ACSC", b"ACTC"))
+
+
+TWISTS: Mapping[str, Twist] = {
+    "lost": lost,
+    "refused": error(400, "FORMAT_ERROR"),
+    "not sent": NotSent(code="CONNECT_FAILED"),
+    "received": _received,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A scenario's database before the act, to be copied for each run, and what its set-up has to say."""
+
+    name: str
+    scenario: Scenario
+    database: Path
+    given: dict[str, str]
+
+
+@dataclass(slots=True, kw_only=True)
+class Place:
+    """One run: a database of its own and a bank with new books. `story` names it in what an assertion says."""
+
+    prepared: Prepared
+    harness: "Harness"
+    database: Path
+    bank: ScriptedBank
+    story: str
+    stage: int = 0
+    ended: list[Ended] = field(default_factory=list)
+    rotations: list[int] = field(
+        default_factory=list
+    )  # refresh tokens that the bank had given out, at the end of each stage
+    executed_at_kill: int = 0
+
+    def command(self, do: str, **changes: Any) -> Command:
+        return Command(
+            do=do,
+            scenario=self.prepared.name,
+            database=str(self.database),
+            bank=str(self.harness.bank.path),
+            said=str(self.database.with_name(f"said-{len(self.ended)}")),
+            given=self.prepared.given,
+            **{"after_seconds": self.prepared.scenario.age_seconds, **changes},
+        )
+
+    def act(self, **changes: Any) -> Ended:
+        return self.note(self.harness.processes.run(self.command("act", **changes)))
+
+    def note(self, ended: Ended) -> Ended:
+        """After a stage: the bank's books as they stand, once all that was under way has arrived."""
+        self.harness.bank.settle()
+        self.rotations.append(self.bank.rotations)
+        if not self.ended:
+            self.executed_at_kill = sum(self.bank.executed.values())
+        self.ended.append(ended)
+        return ended
+
+    def recover(self, *, number: int, **changes: Any) -> Ended:
+        """The next process, some time later: at once, before, or after all that was under way has had its time."""
+        self.stage += 1
+        later = (0.5, 25.0, 200.0)[number % 3]
+        if self.prepared.scenario.work == "refresh":
+            later = min(later, 25.0)  # the old access token must still live, so that it can be seen to work
+        later += 1000.0 * (self.stage - 1)
+        if self.prepared.scenario.rounds:
+            later += 2.0 * self.prepared.scenario.rounds
+        options = {
+            "after_seconds": self.prepared.scenario.age_seconds + later,
+            "asks_first": number % 2 == 0,
+            **changes,
+        }
+        return self.note(self.harness.processes.run(self.command("recover", **options)))
+
+    # -- the judgement
+
+    def judge(self) -> None:
+        last = self.ended[-1]
+        assert last.status == 0, self.story
+        assert last.last("verified"), f"{self.story}: {last.last('findings')}"
+        assert self.harness.bank.off_record == [], f"{self.story}: sent without a signed record"
+        driver = sqlite3.connect(self.database)
+        assert driver.execute("PRAGMA integrity_check").fetchone() == ("ok",), self.story
+        assert driver.execute("PRAGMA foreign_key_check").fetchall() == [], self.story
+        driver.close()
+        judges = {
+            "payment": self._judge_payment,
+            "completion": self._judge_completion,
+            "refresh": self._judge_refresh,
+            "revocation": self._judge_revocation,
+        }
+        judges[self.prepared.scenario.work]()
+
+    def _told(self) -> set[str]:
+        return {told for ended in self.ended for told in ended.all("told")}
+
+    def _judge_payment(self) -> None:
+        last = self.ended[-1]
+        (payment,) = last.last(
+            "payments"
+        )  # the application asks again with the same request id, so there is one, and only one
+        count = self.bank.executed[payment["end_to_end_id"]]
+        told = self._told() | {payment["state"]}
+        story = f"{self.story}: {payment['state']}, executed {count} times, told {sorted(told)}"
+        events = [event for event, of in last.last("events") if of == payment["id"]]
+        assert sum(self.bank.executed.values()) == count <= 1, story
+        assert payment["claimed"], story
+        assert events[0] == "PAYMENT_INTENT", story
+        assert payment["state"] in {"settled", "rejected", "abandoned", "needs-attention"}, story
+        assert payment["state"] not in SAID_YES or count == 1, story
+        assert payment["state"] not in SAID_NO or count == 0, story
+        assert not (told & SAID_YES and told & SAID_NO), story
+        assert count == 0 or "PAYMENT_DISPATCHED" in events, story
+        if self.prepared.scenario.descriptor == A:
+            assert payment["state"] != "needs-attention", story
+        elif self.executed_at_kill and payment["state"] != "settled":
+            assert payment["state"] == "needs-attention", story
+
+    def _judge_completion(self) -> None:
+        """The code is exchanged at most once; what was told active is active and reads; what has failed keeps nothing."""
+        last = self.ended[-1]
+        (consent,) = last.last("consents")
+        exchanges = sum(b"authorization_code" in request.body for request in self.bank.requests)
+        story = f"{self.story}: {consent}, exchanged {exchanges} times, told {sorted(self._told())}"
+        assert exchanges <= 1, story
+        assert consent["state"] in {"active", "failed"}, story
+        if consent["state"] == "active":
+            assert last.last("reads") == "1 account", story
+            assert consent["secrets"] == ["ACCESS_TOKEN", "REFRESH_TOKEN"], story
+        else:
+            assert "active" not in self._told(), story
+            assert not consent["has_key"], story
+            assert consent["secrets"] == [], story
+
+    def _judge_refresh(self) -> None:
+        """Lost only where a kill fell between the provider's rotation and its record; then it is said, and the old access token
+        went on meanwhile."""
+        last = self.ended[-1]
+        (consent,) = last.last("consents")
+        saved, stages = 0, list[int]()  # how many new pairs were on record when each process began
+        for event, _ in last.last("events"):
+            saved += event == "TOKEN_REFRESHED"
+            if event == "SIDECAR_STARTED":
+                stages.append(saved)
+        # The first start is the set-up's, the second the act's: the third has what the act left.
+        was_lost = any(given > stored for given, stored in zip(self.rotations, [*stages[2:], saved], strict=True))
+        at_once = self.ended[1].all("reads at once")
+        story = f"{self.story}: {consent}, rotations {self.rotations}, lost {was_lost}, {last.said[:4]}"
+        assert at_once == ["1 account"] or (self.ended[1].killed and not at_once), story
+        if was_lost:
+            assert consent["state"] == "needs-reauthorisation", story
+            assert last.last("reads") == "CONSENT_NEEDS_REAUTHORISATION", story
+        else:
+            assert consent["state"] == "active", story
+            assert last.last("reads") == "1 account", story
+
+    def _judge_revocation(self) -> None:
+        """Revoked in the end, the key destroyed, the provider told; nothing of the consent can be used."""
+        last = self.ended[-1]
+        (consent,) = last.last("consents")
+        events = [event for event, _ in last.last("events")]
+        story = f"{self.story}: {consent}, {events}, {self.bank.consents}"
+        assert consent == {"state": "revoked", "has_key": False, "secrets": []}, story
+        assert last.last("reads") == "CONSENT_REVOKED", story
+        assert events.index("CONSENT_REVOKED") < events.index("CONSENT_KEY_DESTROYED"), story
+        assert events.count("CONSENT_REVOKED") == events.count("CONSENT_KEY_DESTROYED") == 1, story
+        assert self.bank.consents["bank-consent-0"] == "terminatedByTpp", story
+        assert self.bank.count("revoke") >= 1, story
+
+
+@dataclass(slots=True, kw_only=True)
+class Harness:
+    folder: Path
+    processes: CoreProcesses
+    bank: BankSocket
+    _prepared: dict[str, Prepared] = field(default_factory=dict)
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    @classmethod
+    @contextlib.contextmanager
+    def started(cls, folder: Path) -> Iterator[Self]:
+        folder.chmod(0o700)
+        bank = BankSocket(folder / "bank.sock")
+        try:
+            with CoreProcesses() as processes:
+                yield cls(folder=folder, processes=processes, bank=bank)
+        finally:
+            bank.close()
+
+    def prepared(self, name: str) -> Prepared:
+        if name not in self._prepared:
+            self._prepared[name] = self._prepare(name)
+        return self._prepared[name]
+
+    def _prepare(self, name: str) -> Prepared:
+        scenario = SCENARIOS[name]
+        place = self._place(
+            Prepared(name=name, scenario=scenario, database=new_database(self.folder), given={}), "set-up"
+        )
+        ended = self.processes.run(place.command("set_up", after_seconds=0.0))
+        given = dict(ended.last("given"))
+        if scenario.work == "completion":
+            given["state"] = _state_of(place.bank)
+        return replace(place.prepared, database=place.database, given=given)
+
+    def place(self, name: str, story: str) -> Place:
+        """A run of its own: the database as it was after the set-up, new books at the bank."""
+        place = self._place(self.prepared(name), story)
+        for kind, twists in place.prepared.scenario.twists.items():
+            place.bank.script[kind] = [TWISTS[twist] for twist in twists]
+        return place
+
+    def _place(self, prepared: Prepared, story: str) -> Place:
+        directory = self.folder / f"run-{next(self._numbers)}"
+        directory.mkdir(mode=0o700)
+        database = directory / "store.db"
+        shutil.copy(prepared.database, database)
+        bank = bank_of(prepared.scenario)
+        self.bank.serve(bank, database)
+        return Place(
+            prepared=prepared,
+            harness=self,
+            database=database,
+            bank=bank,
+            story=f"{prepared.name}, {story}",
+        )
+
+    def done(self, place: Place) -> None:
+        """A run that went well leaves nothing; one that did not keeps its database until the module's end."""
+        shutil.rmtree(place.database.parent)
+
+
+def _state_of(bank: ScriptedBank) -> str:
+    (pushed,) = [request for request in bank.requests if bank.kind(request) == "par"]
+    return parse_qs(pushed.body.decode())["state"][0]
