@@ -1,4 +1,4 @@
-"""`python -m sidecar --config FILE [--NAME=VALUE …]`: runs the sidecar until SIGTERM or SIGINT.
+"""`python -m sidecar --config FILE [--NAME=VALUE …]`: runs the sidecar until SIGTERM, SIGINT or SIGHUP.
 
 Exit status: 0 stopped as told; 1 a defect; 2 the configuration is wrong; 5 the HSM, the database or a child process cannot be used.
 """
@@ -56,7 +56,7 @@ async def _run(configuration: Configuration) -> None:
     log = Log(process="gateway", level=Level[configuration.log.level.upper()])
     sidecar = Sidecar(configuration=configuration, log=log)
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, sidecar.stop)
     try:
         await sidecar.run()

@@ -33,7 +33,7 @@ _MAX_SETTINGS_BYTES = 1024 * 1024
 def main() -> ChildExit:
     arguments = _arguments()
     # Ctrl-C and a service manager's stop go to the whole group; the gateway finishes its payments and then ends its children.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     try:
         posture = harden(parent_pid=os.getppid())

@@ -33,7 +33,7 @@ _MAX_SETTINGS_BYTES = 1024 * 1024
 def run(*, settings_fd: int, gateway_fd: int, wiring_fd: int, parent_pid: int) -> int:
     """The exit code. A refused start does not return: the process has ended."""
     # Ctrl-C and a service manager's stop go to the whole group; the gateway finishes its payments and then ends its children.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     try:
         posture = harden(parent_pid=parent_pid)

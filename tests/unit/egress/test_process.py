@@ -85,7 +85,7 @@ def test_a_frame_that_is_not_ours_ends_it(tmp_path: Path, sent: bytes) -> None:
     assert "not of our protocol" in log
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_whole_group_does_not_end_it(tmp_path: Path, number: int) -> None:
     """The gateway gets the same signal, and finishes its payments first."""
 

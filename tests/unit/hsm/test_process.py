@@ -334,7 +334,7 @@ def test_the_process_ends_when_the_gateway_closes(hsm: RawHsm) -> None:
     assert lines[-1]["event"] == "stopped"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_whole_group_does_not_end_it(shared: RawHsm, number: int) -> None:
     """Ctrl-C or a service manager's stop: the gateway still needs signatures to finish its payments."""
     assert shared.ask(Ping()) == Pong()
