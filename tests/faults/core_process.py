@@ -13,9 +13,12 @@ import subprocess
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
+
+from sidecar.errors import Unavailable
 
 __all__ = ["Command", "CoreProcesses", "Ended"]
 
@@ -160,7 +163,8 @@ async def _run(command: Command, shared: Any, say: Any) -> None:
         await scene.store.close()
         return
     if command.hold:
-        say({"threads": {thread.name: thread.native_id for thread in threading.enumerate()}})
+        writers = [thread.native_id for thread in threading.enumerate() if thread.name == "store-writer"]
+        say({"threads": {"loop": os.getpid(), "writer": writers[0]}})
         with open(command.hold, "rb") as hold:  # noqa: PTH123 - a FIFO: opening it waits
             hold.read()
     if command.do == "act":
@@ -169,7 +173,8 @@ async def _run(command: Command, shared: Any, say: Any) -> None:
     else:
         await at_every_await(scene.recover(command.given, say, asks_first=command.asks_first), happens)
     say({"points": passed})
-    await scene.store.close()
+    with suppress(Unavailable):  # where the disk is full, not all can be finished
+        await scene.store.close()
 
 
 if __name__ == "__main__":

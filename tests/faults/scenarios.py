@@ -7,6 +7,7 @@ all that it finds is reported.
 
 import io
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from sidecar.domain.audit import AuditEvent
 from sidecar.domain.consent import Consent, ConsentState
 from sidecar.domain.ids import ConsentId, RequestId
 from sidecar.domain.payment import PaymentState
-from sidecar.errors import CustodyError, PreconditionFailed
+from sidecar.errors import CustodyError, PreconditionFailed, Unavailable
 from sidecar.ports import ConsentFilter, PaymentFilter
 from sidecar.store import SqliteStore
 from tests.fakes.bank import API, TOKENS, ScriptedBank
@@ -150,13 +151,17 @@ class Scene(World):
     # -- the work
 
     async def act(self, given: Given, say: Say) -> None:
-        await self.ask(given, say)
+        """The call, again where it was told to try again, as the clients do; then some rounds of the background work."""
+        for _ in range(3):
+            if await self.ask(given, say):
+                break
         for _ in range(self.scenario.rounds):
             self.clock.advance(2)
-            await self.core.reconciler.run_due()
+            with suppress(Unavailable):  # the next round tries again
+                await self.core.reconciler.run_due()
 
-    async def ask(self, given: Given, say: Say) -> None:
-        """The application's call, and what it is told."""
+    async def ask(self, given: Given, say: Say) -> bool:
+        """The application's call, and what it is told. Whether that was an answer, and not to try again."""
         calls: Mapping[str, Callable[[Given], Awaitable[str]]] = {
             "payment": self._pay,
             "completion": self._complete,
@@ -167,6 +172,8 @@ class Scene(World):
             say({"told": await calls[self.scenario.work](given)})
         except CustodyError as error:
             say({"refused": error.reason})
+            return not isinstance(error, Unavailable)
+        return True
 
     async def _pay(self, given: Given) -> str:
         consent = await self._consent(given)

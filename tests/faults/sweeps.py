@@ -6,9 +6,13 @@ and has a signed dispatch before each send; nothing is half-written; what is unk
 
 import contextlib
 import itertools
+import os
 import shutil
+import signal
 import sqlite3
-from collections.abc import Iterator, Mapping
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -16,9 +20,10 @@ from urllib.parse import parse_qs
 
 from sidecar.domain.provider import Answer, NotSent
 from tests.fakes.bank import ScriptedBank, Twist, error, lost
-from tests.faults.core_process import Command, CoreProcesses, Ended
+from tests.faults.core_process import Command, CoreProcesses, Ended, said
 from tests.faults.remote_bank import BankSocket
 from tests.faults.scenarios import SCENARIOS, A, Scenario, bank_of
+from tests.faults.tracing import Tracer
 from tests.unit.store.support import new_database
 
 __all__ = ["Harness", "Place", "Prepared"]
@@ -79,6 +84,32 @@ class Place:
 
     def act(self, **changes: Any) -> Ended:
         return self.note(self.harness.processes.run(self.command("act", **changes)))
+
+    def act_traced(
+        self,
+        thread: str,
+        calls: Sequence[str],
+        *injected: str,
+        data: bool = False,
+        kill_after_seconds: float | None = None,
+    ) -> tuple[Ended, Tracer]:
+        """The act with strace on its loop's or its writer's thread; killed after a while where it may not end by itself."""
+        hold = self.database.with_name("hold")
+        os.mkfifo(hold)
+        command = self.command("act", hold=str(hold))
+        self.harness.processes.begin(command)
+        threads = _threads(Path(command.said))
+        tracer = Tracer(
+            threads[thread], calls=calls, output=self.database.with_name("trace"), injected=injected, data=data
+        )
+        killer = threading.Timer(kill_after_seconds or 0, os.kill, (threads["loop"], signal.SIGKILL))
+        with tracer:
+            hold.write_bytes(b"")  # lets it go on
+            if kill_after_seconds is not None:
+                killer.start()
+            ended = self.harness.processes.end(command)
+            killer.cancel()
+        return self.note(ended), tracer
 
     def note(self, ended: Ended) -> Ended:
         """After a stage: the bank's books as they stand, once all that was under way has arrived."""
@@ -261,6 +292,17 @@ class Harness:
     def done(self, place: Place) -> None:
         """A run that went well leaves nothing; one that did not keeps its database until the module's end."""
         shutil.rmtree(place.database.parent)
+
+
+def _threads(said_file: Path) -> dict[str, int]:
+    """The threads of a child that is held before its act."""
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        for words in said(said_file):
+            if "threads" in words:
+                return dict(words["threads"])
+        time.sleep(0.001)
+    raise AssertionError("the process did not come to its act")
 
 
 def _state_of(bank: ScriptedBank) -> str:
