@@ -99,6 +99,10 @@ class Place:
         command = self.command("act", hold=str(hold))
         self.harness.processes.begin(command)
         threads = _threads(Path(command.said))
+        if data:  # the files as the recorded calls find them
+            self.at_hold.mkdir(mode=0o700)
+            for file in self.database.parent.glob("store.db*"):
+                shutil.copy(file, self.at_hold)
         tracer = Tracer(
             threads[thread], calls=calls, output=self.database.with_name("trace"), injected=injected, data=data
         )
@@ -110,6 +114,21 @@ class Place:
             ended = self.harness.processes.end(command)
             killer.cancel()
         return self.note(ended), tracer
+
+    @property
+    def at_hold(self) -> Path:
+        return self.database.with_name("at-hold")
+
+    def use_bank(self, bank: ScriptedBank) -> None:
+        """Books that another run has left."""
+        self.bank = bank
+        self.harness.bank.serve(bank, self.database)
+
+    def nothing_was_told(self) -> None:
+        """The act was somebody else's: this place begins with its end."""
+        self.executed_at_kill = sum(self.bank.executed.values())
+        self.rotations.append(self.bank.rotations)
+        self.ended.append(Ended(status=-signal.SIGKILL, said=()))
 
     def note(self, ended: Ended) -> Ended:
         """After a stage: the bank's books as they stand, once all that was under way has arrived."""
