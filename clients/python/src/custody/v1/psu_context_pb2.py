@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63ustody/v1/psu_context.proto\x12\ncustody.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\"d\n\nPsuContext\x12\'\n\nip_address\x18\x01 \x01(\tB\x13\x80\x01\x01\xe2\x41\x01\x02\xbaH\tr\x04\x18-p\x01\xc8\x01\x01\x12-\n\nuser_agent\x18\x02 \x01(\tB\x19\x80\x01\x01\xe2\x41\x01\x01\xbaH\x0fr\r\x18\x80\x02\x32\x08^[ -~]*$b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63ustody/v1/psu_context.proto\x12\ncustody.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\"h\n\nPsuContext\x12+\n\nip_address\x18\x01 \x01(\tB\x17\x80\x01\x01\xe2\x41\x01\x02\xbaH\rr\x08\x18-p\x01\xba\x01\x01%\xc8\x01\x01\x12-\n\nuser_agent\x18\x02 \x01(\tB\x19\x80\x01\x01\xe2\x41\x01\x01\xbaH\x0fr\r\x18\x80\x02\x32\x08^[ -~]*$b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,9 +34,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'custody.v1.psu_context_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PSUCONTEXT'].fields_by_name['ip_address']._loaded_options = None
-  _globals['_PSUCONTEXT'].fields_by_name['ip_address']._serialized_options = b'\200\001\001\342A\001\002\272H\tr\004\030-p\001\310\001\001'
+  _globals['_PSUCONTEXT'].fields_by_name['ip_address']._serialized_options = b'\200\001\001\342A\001\002\272H\rr\010\030-p\001\272\001\001%\310\001\001'
   _globals['_PSUCONTEXT'].fields_by_name['user_agent']._loaded_options = None
   _globals['_PSUCONTEXT'].fields_by_name['user_agent']._serialized_options = b'\200\001\001\342A\001\001\272H\017r\r\030\200\0022\010^[ -~]*$'
   _globals['_PSUCONTEXT']._serialized_start=106
-  _globals['_PSUCONTEXT']._serialized_end=206
+  _globals['_PSUCONTEXT']._serialized_end=210
 # @@protoc_insertion_point(module_scope)

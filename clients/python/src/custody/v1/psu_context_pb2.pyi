@@ -28,7 +28,7 @@ class PsuContext(_message.Message):
     IP_ADDRESS_FIELD_NUMBER: _builtins.int
     USER_AGENT_FIELD_NUMBER: _builtins.int
     ip_address: _builtins.str
-    """Required. The person's own IPv4 or IPv6 address, not that of a proxy of the platform."""
+    """Required. The person's own IPv4 or IPv6 address, without a zone, not that of a proxy of the platform."""
     user_agent: _builtins.str
     """Optional. The User-Agent of the person's browser or app: printable ASCII."""
     def __init__(
