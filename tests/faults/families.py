@@ -310,7 +310,7 @@ NETWORK = Group(
             id="N6",
             injected="reset after the request, before the answer",
             tests=(
-                *_answer("bi_G6_reset_before_any_byte", "bi_G6_close_before_any_byte"),
+                *_answer("bi_G36_reset_before_any_byte", "bi_G36_close_before_any_byte"),
                 *_unknown("fi_N6_cut_after_commit"),
             ),
         ),
@@ -318,7 +318,7 @@ NETWORK = Group(
             id="N7",
             injected="reset in the answer's header or body",
             tests=(
-                *_answer("bi_G7_close_in_headers", "bi_G7_reset_in_body"),
+                *_answer("bi_G36_close_in_headers", "bi_G36_reset_in_body"),
                 *_unknown("fi_N7_cut_mid_header", "fi_N7_cut_mid_body"),
             ),
         ),
@@ -381,7 +381,7 @@ NETWORK = Group(
         Family(
             id="N22",
             injected="HTTP/2 GOAWAY",
-            tests=_answer("bi_G11_http_2_frames", "bi_G11_http_2_version"),
+            tests=_answer("bi_G44_http_2_frames", "bi_G44_http_2_version"),
             open="egress speaks HTTP/1.1 only, so frames of HTTP/2 are no answer",
         ),
     ),
