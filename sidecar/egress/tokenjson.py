@@ -2,6 +2,7 @@
 
 Rules:
 - The document is one JSON object (RFC 8259) in UTF-8, no member of it twice, at most 32 levels deep. Anything else is NotTokens.
+  What is inside a string that nobody reads is not looked at: a provider's broken text there must not lose its tokens.
 - Only the members that the caller names as readable become Python values. Every other string is blanked, in a copy in locked
   memory, before a JSON parser sees the document: what we do not know may be a secret.
 - Escapes in a token are decoded in place. A token has 1 to 16,384 characters of RFC 6749's VSCHAR (%x20-7E).

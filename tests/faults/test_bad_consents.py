@@ -706,9 +706,7 @@ def test_bi_d5_a_scope_that_is_narrower_or_wider_is_not_looked_at() -> None:
             world = World()
             consent, state = await created(world)
             world.bank.authorise("code-1")
-            world.bank.script["token"] = [
-                lambda got, scope=scope: answer(200, {**json.loads(got.body), "scope": scope})
-            ]
+            world.bank.script["token"] = [_with_scope(scope)]
             message = _complete(consent, {"state": state, "iss": "https://issuer.bank.example", "code": "code-1"})
 
             got = await Front(world=world).send(pb.CompleteConsentRequest, "CompleteConsent", message)
