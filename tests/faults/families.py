@@ -88,6 +88,24 @@ def _processes(*names: str) -> tuple[str, ...]:
     return _of("e2e/test_processes", *names)
 
 
+def _signals(*names: str) -> tuple[str, ...]:
+    return _of("faults/test_processes_under_signals", *names)
+
+
+def _clock(*names: str) -> tuple[str, ...]:
+    return _of("faults/test_clock", *names)
+
+
+def _network(*names: str) -> tuple[str, ...]:
+    return _of("faults/test_network", *names)
+
+
+def _races(*names: str) -> tuple[str, ...]:
+    return _of("faults/test_races", *names)
+
+
+_SYSTEM_CALLS_KILLED = _of("faults/test_kill_at_every_system_call", "killed_at_a_system_call")
+_ONE_STORE = "two cores on one store in one process: two processes share no database yet"
 _SIMULATION = _of("unit/custody/test_simulation", "no_fault_pays_twice_or_lies")
 
 PROCESS = Group(
@@ -98,50 +116,60 @@ PROCESS = Group(
         Family(
             id="P1",
             injected="SIGKILL at every await",
-            tests=_of("unit/store/test_crash", "kill_9_at_random_moments", "kill_9_at_the_worst_moments"),
-            open="of the store only, at random moments and three chosen ones",
+            tests=(
+                *_of("faults/test_kill_at_every_await", "killed_at_an_await", "killed_again_while_it_recovers"),
+                *_of("unit/store/test_crash", "kill_9_at_random_moments", "kill_9_at_the_worst_moments"),
+            ),
         ),
-        Family(id="P2", injected="SIGKILL at every write-type system call", open="no test yet"),
+        Family(
+            id="P2",
+            injected="SIGKILL at every system call that writes, sends or receives",
+            tests=_SYSTEM_CALLS_KILLED,
+        ),
         Family(
             id="P3",
             injected="SIGSTOP, then SIGCONT: longer than the send's time, than a lease, than the bank's window",
             tests=(
+                *_signals("signals_at_each_step", "paused_past_the_banks_window"),
                 *_payments("rule_4_a_process_that_was_paused_after_the_record_sends_nothing"),
                 *_reconcile("class_a_a_process_paused_past_the_window_repeats_nothing"),
                 *_supervisor("a_gateway_that_stands_still_does_not_blame_its_children", "a_stopped_child_is_replaced"),
-                *_processes("hanging_hsm_fails_its_callers_and_is_replaced"),
             ),
-            open="the gateway's pauses are those of a clock in a test, not of a process",
+            open="no process is paused past a refresh lease of 30 s",
         ),
         Family(
             id="P4",
             injected="SIGTERM in every state of a payment",
             tests=(
+                *_signals("sigterm_in_every_state"),
                 *_processes("graceful_stop_brings_the_payment_to_its_outcome"),
                 *_of("rpc/test_operations", "graceful_stop"),
             ),
-            open="dispatched only",
         ),
-        Family(id="P5", injected="a second SIGTERM", open="no test yet"),
+        Family(id="P5", injected="a second SIGTERM", tests=_signals("other_signals_while_a_payment_is_at_the_bank")),
         Family(
             id="P6",
             injected="SIGINT, SIGHUP",
             tests=(
+                *_signals("other_signals_while_a_payment_is_at_the_bank"),
                 *_of("unit/hsm/test_process", "a_signal_to_the_whole_group_does_not_end_it"),
                 *_of("unit/egress/test_process", "a_signal_to_the_whole_group_does_not_end_it"),
             ),
-            open="the children only",
         ),
         Family(
             id="P7",
             injected="the kernel's out-of-memory killer",
-            tests=_processes("killed_child_is_replaced", "sidecar_killed_between_dispatch_and_answer"),
+            tests=(
+                *_signals("signals_at_each_step"),
+                *_processes("killed_child_is_replaced", "sidecar_killed_between_dispatch_and_answer"),
+            ),
             open="by SIGKILL, which is what it sends; no memory is used up",
         ),
         Family(
             id="P8",
             injected="the hsm process is killed, wedged, or returns garbage",
             tests=(
+                *_signals("signals_at_each_step"),
                 *_supervisor(
                     "a_killed_hsm_is_replaced_and_signs_within_five_seconds",
                     "a_stopped_child_is_replaced",
@@ -155,8 +183,12 @@ PROCESS = Group(
                 *_processes("killed_child_is_replaced", "hanging_hsm_fails_its_callers_and_is_replaced"),
             ),
         ),
-        Family(id="P9", injected="file descriptors used up", open="no test yet"),
-        Family(id="P10", injected="no more threads or processes", open="no test yet"),
+        Family(id="P9", injected="file descriptors used up", tests=_signals("no_file_descriptor_left")),
+        Family(
+            id="P10",
+            injected="no more threads or processes",
+            open="the limit does not bind root, as which the tests may run",
+        ),
         Family(
             id="P11",
             injected="the event loop blocked for seconds",
@@ -203,23 +235,25 @@ SQLITE = Group(
     prefix="L",
     count=8,
     families=(
-        Family(id="L1", injected="SIGKILL at each pwrite64 and fdatasync", open="no test yet"),
+        Family(id="L1", injected="SIGKILL at each pwrite64 and fdatasync", tests=_SYSTEM_CALLS_KILLED),
         Family(
             id="L2",
-            injected="ENOSPC or EIO at each write-type system call",
-            tests=_committer("a_full_disk_is_unavailable_and_passes"),
-            open="by SQLite's own limit of pages, not by the system call",
+            injected="ENOSPC or EIO at each write-type system call, once or from then on",
+            tests=(
+                *_of("faults/test_kill_at_every_system_call", "an_error_at_a_system_call", "an_error_that_stays"),
+                *_committer("a_full_disk_is_unavailable_and_passes"),
+            ),
         ),
         Family(
             id="L3",
-            injected="power cut: what was not synced is lost",
+            injected="power cut: of what was not synced any part is lost, and writes are torn",
             tests=(
+                *_of("faults/test_store_on_a_failing_machine", "power_cut"),
                 *_of(
                     "unit/store/test_file", "every_connection_has_the_settings", "less_than_full_synchronous_is_refused"
                 ),
                 *_committer("a_commit_that_happened_is_a_success"),
             ),
-            open="the settings that SQLite promises it under are proven; no unsynced write is dropped",
         ),
         Family(id="L4", injected="database is locked", tests=_committer("a_locked_database_is_unavailable_and_passes")),
         Family(
@@ -227,8 +261,17 @@ SQLITE = Group(
             injected="the file is deleted, renamed or replaced while it is open",
             tests=_committer("a_file_that_is_gone_takes_no_commits"),
         ),
-        Family(id="L6", injected="the write-ahead log grows without a checkpoint", open="no test yet"),
-        Family(id="L7", injected="a copy made by `cp` while it is written", open="no test yet"),
+        Family(
+            id="L6",
+            injected="the write-ahead log grows without a checkpoint",
+            tests=_of("faults/test_store_on_a_failing_machine", "a_reader_that_keeps_the_write_ahead_log"),
+        ),
+        Family(
+            id="L7",
+            injected="a copy made by `cp` while it is written",
+            tests=_of("faults/test_store_on_a_failing_machine", "a_copy_made_while_it_is_written"),
+            open="a copy that opens is whole, but older: what is missing only a witness tells (docs/store.md)",
+        ),
         Family(
             id="L8",
             injected="file system read-only",
@@ -246,18 +289,34 @@ CLOCK = Group(
         Family(
             id="C1",
             injected="the wall clock jumps by a second to ten years, both ways, at each await",
-            tests=_payments("a_wall_clock_that_is_set_back_closes_the_window"),
-            open="one jump at one place",
+            tests=(
+                *_clock("the_wall_clock_jumps_at_an_await"),
+                *_payments("a_wall_clock_that_is_set_back_closes_the_window"),
+            ),
+            open="of payments; a consent that a jump makes expire has expired, and a refresh lease lasts as long as its clock says",
         ),
-        Family(id="C2", injected="leap second, change of daylight saving time", open="no test yet"),
+        Family(
+            id="C2",
+            injected="leap second, change of daylight saving time",
+            tests=(*_clock("the_time_zone_of_the_machine_does_not_matter", "the_wall_clock_jumps_at_an_await"),),
+            open="a leap second is a jump of a second; a kernel that inserts one is not tried",
+        ),
         Family(
             id="C3",
             injected="suspend: CLOCK_MONOTONIC stands, CLOCK_BOOTTIME goes on",
-            tests=_payments("rule_4_a_process_that_was_paused_after_the_record_sends_nothing"),
-            open="on the gateway's clock; no test looks at what egress reads",
+            tests=(
+                *_clock("suspend_uses_up_time"),
+                *_payments("rule_4_a_process_that_was_paused_after_the_record_sends_nothing"),
+            ),
+            open="egress's deadline is read on the right clock; its timer, like any of asyncio, stands during the suspend itself",
         ),
-        Family(id="C4", injected="two sidecars five minutes apart", open="no test yet"),
-        Family(id="C5", injected="the bank's clock ten minutes off", open="no test yet"),
+        Family(
+            id="C4",
+            injected="two sidecars five minutes apart",
+            tests=_clock("two_sidecars_whose_clocks_disagree"),
+            open="of payments; refresh leases are taken by the clock of whoever takes them",
+        ),
+        Family(id="C5", injected="the bank's clock ten minutes off", tests=_clock("a_bank_whose_clock_is_off")),
         Family(
             id="C6",
             injected="expires exactly now",
@@ -325,7 +384,12 @@ NETWORK = Group(
         Family(
             id="N8",
             injected="time-out after the send; the bank has executed, has not, or executes later",
-            tests=(*_SIMULATION, *_reconcile("class_a_repeats_the_identical_request_under_the_same_key")),
+            tests=(
+                *_SIMULATION,
+                *_network("a_request_that_arrives_later", "a_peer_that_vanishes_after_the_handshake"),
+                *_reconcile("class_a_repeats_the_identical_request_under_the_same_key"),
+            ),
+            open="up to 23 h late: a request that the network keeps for longer than the bank keeps its key pays again",
         ),
         Family(
             id="N9",
@@ -335,20 +399,40 @@ NETWORK = Group(
         Family(
             id="N10",
             injected="the answer is lost; the repeat is answered normally, with 409 or with another status",
-            tests=_reconcile(
-                "class_a_repeats_the_identical_request_under_the_same_key",
-                "rule_9_the_refusal_of_a_repeat_settles_nothing",
+            tests=(
+                *_network("an_answer_that_is_lost_and_a_repeat_that_is_answered_otherwise"),
+                *_reconcile(
+                    "class_a_repeats_the_identical_request_under_the_same_key",
+                    "rule_9_the_refusal_of_a_repeat_settles_nothing",
+                ),
             ),
         ),
-        Family(id="N11", injected="our request is delivered twice", open="no test yet"),
-        Family(id="N12", injected="our request is delivered late, after a look-up", open="no test yet"),
+        Family(
+            id="N11",
+            injected="our request is delivered twice",
+            tests=_network("a_request_that_is_delivered_twice"),
+            open="at a bank of class A; one without keys pays twice what is delivered twice, whoever doubles it on the way",
+        ),
+        Family(
+            id="N12",
+            injected="our request is delivered late, after a repeat or a look-up",
+            tests=(*_network("a_request_that_arrives_later"), *_SIMULATION),
+        ),
         Family(
             id="N13",
             injected="the bank forgets the key: its window is over",
             tests=_reconcile("class_a_outside_the_window_asks_a_human"),
         ),
-        Family(id="N14", injected="the bank keeps a refusal under the key", open="no test yet"),
-        Family(id="N15", injected="two nodes of the bank say different things of a status", open="no test yet"),
+        Family(
+            id="N14",
+            injected="the bank keeps a refusal under the key",
+            tests=_network("a_refusal_that_the_bank_keeps_under_the_key"),
+        ),
+        Family(
+            id="N15",
+            injected="two nodes of the bank say different things of a status",
+            tests=_network("two_nodes_of_the_bank_disagree_about_a_status"),
+        ),
         Family(
             id="N16",
             injected="wrong content type, huge body, slow answer",
@@ -357,14 +441,24 @@ NETWORK = Group(
                 *_answer("bi_G34_silence", "bi_G34_slow_loris_headers", "bi_G34_slow_loris_body"),
             ),
         ),
-        Family(id="N17", injected="the bank's certificate changes between two attempts", open="no test yet"),
+        Family(
+            id="N17",
+            injected="the bank's certificate changes between two attempts",
+            tests=_network("the_banks_certificate_changes"),
+        ),
         Family(
             id="N18",
             injected="429, again and again",
-            tests=_reconcile("a_bank_that_allows_no_more_reads_is_left_alone_for_as_long_as_it_takes"),
-            open="of reads; not of repeats",
+            tests=(
+                *_network("too_many_requests_for_a_day"),
+                *_reconcile("a_bank_that_allows_no_more_reads_is_left_alone_for_as_long_as_it_takes"),
+            ),
         ),
-        Family(id="N19", injected="the bank's name does not resolve any more", open="no test yet"),
+        Family(
+            id="N19",
+            injected="the bank's name does not resolve any more",
+            tests=_network("the_banks_name_does_not_resolve"),
+        ),
         Family(
             id="N20",
             injected="a proxy answers 200 with its login page",
@@ -396,21 +490,28 @@ RACES = Group(
             id="R1",
             injected="two pods, one request id, the same moment",
             tests=(
+                f"{_races('one_request_id_at_the_same_moment')[0]}[R1_two]",
                 *_payments("rule_1_two_calls_at_once_are_one_payment"),
                 *_store("of_a_hundred_equal_payments_one_is_made"),
             ),
-            open="one sidecar: two of them share no database yet",
+            open=_ONE_STORE,
         ),
         Family(
             id="R2",
             injected="two pods, one request id, different bodies",
-            tests=_payments("bi_c5_same_request_id_with_another_content_is_refused"),
-            open="one after the other, at one sidecar",
+            tests=(
+                *_races("one_request_id_with_two_bodies_at_the_same_moment"),
+                *_payments("bi_c5_same_request_id_with_another_content_is_refused"),
+            ),
+            open=_ONE_STORE,
         ),
         Family(
             id="R3",
             injected="a hundred calls with one request id",
-            tests=_store("of_a_hundred_equal_claims_one_wins", "of_a_hundred_equal_payments_one_is_made"),
+            tests=(
+                f"{_races('one_request_id_at_the_same_moment')[0]}[R3_a_hundred]",
+                *_store("of_a_hundred_equal_claims_one_wins", "of_a_hundred_equal_payments_one_is_made"),
+            ),
         ),
         Family(id="R4", injected="two request ids, one single-use consent", open="no connector of class B yet"),
         Family(
@@ -422,15 +523,24 @@ RACES = Group(
             id="R6",
             injected="refresh by two to fifty at once",
             tests=(
+                *_races("refresh_by_many_sidecars"),
                 *_store("of_fifty_refreshers_one_gets_the_lease"),
                 *_tokens("fifty_calls_at_once_refresh_once", "two_sidecars_refresh_once"),
             ),
         ),
-        Family(id="R7", injected="refresh while paying", open="no test yet"),
+        Family(
+            id="R7",
+            injected="refresh while paying",
+            tests=(
+                *_races("refresh_while_paying"),
+                f"{_of('faults/test_kill_at_every_await', 'killed_at_an_await')[0]}[payment with a refresh on the way]",
+            ),
+        ),
         Family(
             id="R8",
             injected="revocation while paying, while refreshing",
             tests=(
+                *_races("revocation_while_paying_and_refreshing"),
                 *_tokens("a_consent_revoked_while_its_token_is_renewed_is_revoked"),
                 *_payments("rule_2_a_consent_that_ends_while_preparing_pays_nothing"),
                 *_committer("a_revocation_stops_the_dispatch_of_its_own_group"),
@@ -452,6 +562,7 @@ RACES = Group(
             id="R11",
             injected="two reconcilers, one payment",
             tests=(
+                *_races("many_reconcilers"),
                 *_store("of_two_take_overs_one_wins"),
                 *_reconcile(
                     "two_sidecars_that_reconcile_one_payment_send_one_repeat",
