@@ -5,15 +5,14 @@ not prove (`open`) and why: with tests beside it the family is proven in part, w
 `docs/reliability.md` are made from this file: `python -m tests.faults write`.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["GROUPS", "Family", "Group", "families", "named_tests"]
+__all__ = ["FAULTS", "Family", "Group"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """`tests` are pytest's node ids, of a function (all its cases) or of one case."""
+    """`tests` are pytest's node ids: of a function (all its cases), of one case, or of those that begin so (ending with `*`)."""
 
     id: str
     injected: str
@@ -610,16 +609,159 @@ POSTGRESQL = Group(
     ),
 )
 
-FAULTS = (PROCESS, SQLITE, CLOCK, NETWORK, RACES, POSTGRESQL)
-GROUPS = FAULTS
+_HSM = "unit/hsm/test_module"
 
+HSM = Group(
+    title="HSM",
+    prefix="S",
+    count=14,
+    families=(
+        Family(
+            id="S1",
+            injected="the session is lost between calls",
+            tests=_of("unit/hsm/test_process", "a_token_that_vanishes_fails_the_call_and_ends_the_process"),
+        ),
+        Family(
+            id="S2",
+            injected="an error in the middle of an operation",
+            tests=_of(_HSM, "every_error_of_signing_is_a_fault", "a_sick_module_is_a_fault_and_not_a_bad_record"),
+        ),
+        Family(
+            id="S3",
+            injected="all sessions are lost",
+            tests=_of("unit/hsm/test_process", "a_token_that_vanishes_fails_the_call_and_ends_the_process"),
+            open="there is one session a process",
+        ),
+        Family(
+            id="S4",
+            injected="the login is lost",
+            tests=_of(_HSM, "every_error_of_signing_is_a_fault"),
+            open="as an error of the call; the process then ends and its next one logs in once",
+        ),
+        Family(
+            id="S5",
+            injected="the token is removed, comes back, comes back with other content",
+            tests=(
+                *_of("unit/hsm/test_process", "a_token_that_vanishes_fails_the_call_and_ends_the_process"),
+                *_supervisor("master_keys_that_do_not_open_stop_the_start"),
+            ),
+        ),
+        Family(
+            id="S6",
+            injected="the PIN is locked",
+            tests=_of(
+                _HSM,
+                "a_pin_that_is_locked_or_nearly_is_not_tried",
+                "a_refused_pin_is_tried_exactly_once_and_never_again",
+            ),
+        ),
+        Family(
+            id="S7",
+            injected="a call takes seconds, or for ever",
+            tests=(
+                *_committer("a_signer_that_hangs_fails_its_callers_only"),
+                *_processes("hanging_hsm_fails_its_callers_and_is_replaced"),
+            ),
+        ),
+        Family(
+            id="S8",
+            injected="one call in a hundred fails",
+            tests=_of(
+                _HSM, "a_wrong_tag_is_told_from_a_sick_module_by_the_known_answer", "every_error_of_signing_is_a_fault"
+            ),
+            open="each error once, at each call; not at random under load",
+        ),
+        Family(id="S9", injected="no more sessions", open="no test yet"),
+        Family(
+            id="S10",
+            injected="the module crashes",
+            tests=(*_signals("signals_at_each_step"), *_processes("killed_child_is_replaced")),
+            open="by SIGKILL of its process",
+        ),
+        Family(
+            id="S11",
+            injected="a key is deleted, doubled, or its attributes change",
+            tests=(
+                *_of(
+                    _HSM,
+                    "anything_but_exactly_one_root_key_is_refused",
+                    "a_weaker_root_key_is_refused_by_name_of_the_attribute",
+                ),
+                *_of(
+                    "unit/hsm/test_process",
+                    "two_root_keys_with_one_label_and_id_are_refused",
+                    "a_missing_key_is_refused",
+                ),
+            ),
+            open="between two processes, not under a running one",
+        ),
+        Family(
+            id="S12",
+            injected="slots are numbered otherwise",
+            tests=_of(_HSM, "the_token_is_selected_by_label_and_serial"),
+        ),
+        Family(
+            id="S13",
+            injected="the HSM comes back with its counters reset",
+            tests=_of(_HSM, "an_hsm_that_repeats_its_random_numbers_does_no_harm"),
+        ),
+        Family(
+            id="S14",
+            injected="fail-over to an HSM that lacks the newest key",
+            tests=(
+                *_of("unit/hsm/test_process", "a_missing_key_is_refused"),
+                *_supervisor("master_keys_that_do_not_open_stop_the_start"),
+            ),
+        ),
+    ),
+)
 
-def families() -> Iterator[tuple[Group, Family]]:
-    for group in GROUPS:
-        for family in group.families:
-            yield group, family
+AUDIT = Group(
+    title="Audit log",
+    prefix="U",
+    count=8,
+    families=(
+        Family(
+            id="U1",
+            injected="disk full",
+            tests=(
+                *_committer("a_full_disk_is_unavailable_and_passes"),
+                *_of("faults/test_kill_at_every_system_call", "an_error_that_stays"),
+            ),
+        ),
+        Family(id="U2", injected="a write that blocks", tests=_committer("a_blocked_disk_fails_by_deadline")),
+        Family(
+            id="U3", injected="the file is removed or renamed", tests=_committer("a_file_that_is_gone_takes_no_commits")
+        ),
+        Family(
+            id="U4",
+            injected="the right to write is lost",
+            open="an open file keeps its rights; a new start is refused (startup)",
+            tests=_of("unit/store/test_file", "a_file_that_is_not_safe_is_refused"),
+        ),
+        Family(id="U5", injected="a witness that is away, or says another size", open="there is no witness yet"),
+        Family(
+            id="U6",
+            injected="the HSM is down when a checkpoint is due",
+            tests=(
+                *_committer("a_signer_that_hangs_fails_its_callers_only"),
+                *_store("others_go_on_while_nothing_can_be_signed", "without_a_signature_there_is_no_dispatch"),
+            ),
+        ),
+        Family(
+            id="U7",
+            injected="an entry that is too long",
+            tests=_store("an_entry_that_breaks_the_format_stops_the_act"),
+        ),
+        Family(
+            id="U8",
+            injected="SIGKILL between entry and checkpoint",
+            tests=(
+                f"{_of('unit/store/test_crash', 'kill_9_at_the_worst_moments')[0]}[at-signature:3]",
+                *_of("faults/test_kill_at_every_await", "killed_at_an_await"),
+            ),
+        ),
+    ),
+)
 
-
-def named_tests() -> tuple[str, ...]:
-    """Every test that a row names, once, in the order of the rows."""
-    return tuple(dict.fromkeys(test for _, family in families() for test in family.tests))
+FAULTS = (PROCESS, HSM, SQLITE, POSTGRESQL, CLOCK, NETWORK, RACES, AUDIT)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tests.faults.extent import ALL, EXTENT, SEED
-from tests.faults.families import families
+from tests.faults.rows import families, is_of
 from tests.faults.table import DOCUMENT, Outcome, key, read_results, replaced, write_results
 
 __all__ = ["run"]
@@ -21,7 +21,7 @@ __all__ = ["run"]
 def run(*, seed: int | None, only: str) -> int:
     """pytest's exit status."""
     chosen = [(group, family) for group, family in families() if family.id.startswith(only) and family.tests]
-    tests = list(dict.fromkeys(test for _, family in chosen for test in family.tests))
+    tests = list(dict.fromkeys(_runnable(test) for _, family in chosen for test in family.tests))
     seed = random.SystemRandom().randrange(2**32) if seed is None else seed
     os.environ[EXTENT], os.environ[SEED] = ALL, str(seed)
     console = Console()
@@ -45,6 +45,11 @@ def run(*, seed: int | None, only: str) -> int:
 def _options() -> list[str]:
     """Every point of every kill takes longer than a test of the ordinary suite may."""
     return ["--timeout=3600", "--override-ini=addopts=--strict-markers --strict-config --import-mode=importlib"]
+
+
+def _runnable(test: str) -> str:
+    """What pytest can be given: it knows no cases that begin so."""
+    return test.partition("[")[0] if test.endswith("*") else test
 
 
 class _Watcher:
@@ -83,13 +88,8 @@ class _Watcher:
         self._progress.stop()
 
     def outcome(self, tests: tuple[str, ...]) -> Outcome:
-        mine = {name: ended for name, ended in self._ended.items() if any(_is_of(name, test) for test in tests)}
+        mine = {name: ended for name, ended in self._ended.items() if any(is_of(name, test) for test in tests)}
         counts: Mapping[str, int] = {
             ended: sum(1 for other in mine.values() if other == ended) for ended in ("passed", "failed", "skipped")
         }
         return Outcome(**counts, injected=sum(self._injected.get(name, 1) for name in mine))
-
-
-def _is_of(name: str, test: str) -> bool:
-    """Whether the case `name` is `test`, or one of its cases."""
-    return name == test or ("[" not in test and name.partition("[")[0] == test)

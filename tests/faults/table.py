@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.faults.families import GROUPS, Family, Group
+from tests.faults.families import Family, Group
+from tests.faults.rows import GROUPS
 
 __all__ = [
     "BEGIN",
