@@ -17,6 +17,7 @@ from tools.setup.__main__ import Step, carry_out, main
 from tools.setup.commands import Commands, SetupError
 from tools.setup.environment import Environment, clean_environ, uv_settings
 from tools.setup.progress import Progress
+from tools.setup.tracer import Tracer
 
 ROOT = Path(__file__).resolve().parents[2]
 START = ROOT / "tools/setup/start.sh"
@@ -441,3 +442,24 @@ def test_a_python_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
     assert done.returncode == 1
     assert done.stderr == f"set-up: PYTHON names {tmp_path / 'none'}, which is not there.\n"
+
+
+def test_a_tracer_is_tried_once_and_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """strace is wanted where root and apt are and it is missing; whether it comes or not, the next set-up does not ask again."""
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    asked = tmp_path / "asked"
+    (commands / "apt-get").write_text(f'#!/bin/sh\necho "$@" >>"{asked}"\nexit 100\n')
+    (commands / "apt-get").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}:/bin-that-is-not-there")
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    tracer = Tracer(note=tmp_path / "cache" / "strace.tried")
+
+    wanted = tracer.is_wanted()
+    tracer.install()
+
+    assert wanted
+    assert not tracer.is_wanted()
+    assert asked.read_text().splitlines() == ["install -y --no-install-recommends strace", "update"]
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert not Tracer(note=tmp_path / "other").is_wanted()

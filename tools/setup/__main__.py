@@ -15,6 +15,7 @@ from tools.postgresql.binaries import PostgresqlMissingError, ensure_binaries, f
 from tools.setup.commands import Commands, SetupError
 from tools.setup.environment import Environment, clean_environ
 from tools.setup.progress import Progress
+from tools.setup.tracer import Tracer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -61,6 +62,7 @@ def carry_out(steps: Sequence[Step], progress: Progress) -> None:
 def _steps(root: Path, progress: Progress) -> list[Step]:
     commands = Commands(directory=root, log=root / ".cache" / "set-up.log")
     environment = Environment(root=root, commands=commands, environ=clean_environ())
+    tracer = Tracer(note=root / ".cache" / "strace.tried")
     return [
         Step(title="Python environment", needed=environment.needs_making, do=environment.make),
         Step(
@@ -71,6 +73,7 @@ def _steps(root: Path, progress: Progress) -> list[Step]:
         Step(title="Project and commands", needed=environment.needs_project, do=environment.install_project),
         Step(title="Development HSM (SoftHSM)", needed=_no_module, do=ensure_module),
         Step(title="PostgreSQL, for tests", needed=_no_server, do=lambda: _ensure_server(progress)),
+        Step(title="System call tracer (strace), for the fault harness", needed=tracer.is_wanted, do=tracer.install),
     ]
 
 
