@@ -27,9 +27,7 @@ def run(*, seed: int | None, only: str) -> int:
     console = Console()
     console.print(f"{len(chosen)} families, {len(tests)} tests; seed {seed}")
     watcher = _Watcher(console)
-    status = int(
-        pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:terminal", *_options(), *tests], plugins=[watcher])
-    )
+    status = int(pytest.main(["-p", "no:cacheprovider", "-p", "no:terminal", *_options(), *tests], plugins=[watcher]))
     for name, report in watcher.failures.items():
         console.print(f"[red]FAILED[/red] {name}", highlight=False)
         console.print(report, markup=False, highlight=False)

@@ -208,6 +208,9 @@ class Scene(World):
             await self._say_whether_it_reads(given, say, "reads at once")
         if not asks_first:
             await self._background()
+            if (await self._consent(given)).state is ConsentState.REVOKED:
+                await self._end_without_the_application(given, say)
+                return
         await self.ask(given, say)
         for _ in range(60):
             self.clock.advance(10)
@@ -217,6 +220,12 @@ class Scene(World):
         if self.scenario.work == "refresh":
             self.clock.advance(600)  # the old access token has ended
         await self.ask(given, say)
+        await self._say_whether_it_reads(given, say, "reads")
+        await self._background()
+        await self.report(say)
+
+    async def _end_without_the_application(self, given: Given, say: Say) -> None:
+        """A revocation that is on record is brought to its end by the background work alone."""
         await self._say_whether_it_reads(given, say, "reads")
         await self._background()
         await self.report(say)
