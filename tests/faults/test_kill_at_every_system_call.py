@@ -47,7 +47,8 @@ def test_killed_at_a_system_call(harness: Harness, name: str, thread: str, recor
 
     record_property("injected", killed)
     assert len(calls) >= (15 if thread == "writer" else 8)
-    assert killed >= len(chosen) * 0.9  # what the timing of a run decides, such as a wake-up, is not in each of them
+    # What the timing of a run decides, such as a wake-up, is not in each of them.
+    assert killed >= len(chosen) * (0.9 if everything() else 0.5)
 
 
 @pytest.mark.parametrize("error", ERRORS)
@@ -63,6 +64,8 @@ def test_an_error_at_a_system_call(harness: Harness, name: str, error: str, reco
         place.recover(number=number)
         place.judge()
         assert ended.all("told"), f"{place.story}: {ended.said}"
+        if name == "payment, class A":  # the bank's answer is written when the store can: nobody has to ask again
+            assert place.bank.count("initiate") == 1, place.story
         harness.done(place)
 
     record_property("injected", struck)
