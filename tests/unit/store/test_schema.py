@@ -317,6 +317,7 @@ def test_frequent_reads_use_an_index(tmp_path: Path) -> None:
         "consents_by_caller": consents._list._compile(("caller",), None, ()),
         "consents_holding_key": consents._list._compile((), ended, ("length(wrapped_data_key) > 0",)),
         "payments_by_consent": payments._list._compile(("consent",), None, ()),
+        "payments_by_state": payments._list._compile((), ("dispatched", "reconciling"), ()),
     }
 
     for index, statement in statements.items():
