@@ -54,7 +54,7 @@ _A_DAY_SECONDS = 86_400.0
 _OLD_PAYMENT_POLL_SECONDS = 3600.0  # an owner who has not approved within a day is not waited for by the minute
 _STEPS_PER_PROVIDER = 32
 _REMEMBERED = 10_000
-_FOR_EVER = timedelta(days=3650)
+_FOR_EVER = timedelta(days=36_500)
 # What nobody puts off further than this, except where a bank asks for it or its quiet period is longer.
 _FURTHEST = {
     PaymentState.INTENT: timedelta(seconds=INTENT_SECONDS),
@@ -117,12 +117,14 @@ class Reconciler:
         return len(due) + len(late)
 
     def _sweep_due(self) -> int | None:
-        """Whether it is time for one (by CLOCK_BOOTTIME): when this process begins or has seen the wall clock set back, and once
-        more when every send of that time is over."""
+        """Whether it is time for one (by CLOCK_BOOTTIME): when this process begins or has seen the wall clock set back, once more
+        when every send of that time is over, and now and then."""
         now, boot_ns = self._clock.now(), self._clock.boot_time_ns()
         before, self._newest_round = self._newest_round, (now, boot_ns)
         if before is None or before[0] + timedelta(seconds=(boot_ns - before[1]) / 1e9) - now > _SLEW:
             self._sweeps_ns = [boot_ns, boot_ns + int(_LONGEST_SEND_SECONDS * 1e9)]
+        elif not self._sweeps_ns:  # another sidecar of this store may have a clock that is ahead, and have ended
+            self._sweeps_ns = [boot_ns + int(UNKNOWN_POLL_SECONDS * 1e9)]
         return next((time for time in self._sweeps_ns if time <= boot_ns), None)
 
     async def _put_off_too_far(self, *, limit: int) -> tuple[list[Payment], bool]:

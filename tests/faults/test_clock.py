@@ -62,7 +62,6 @@ async def _payment_under_a_jump(name: str, *, answer_is_lost: bool, point: int, 
 async def _background(core: Core) -> None:
     with suppress(Unavailable):  # the next round tries again
         await core.reconciler.run_due()
-        await core.reconciler.run_ahead()
 
 
 def _judge(world: World, story: str) -> None:
