@@ -31,6 +31,7 @@ __all__ = [
     "PaymentFilter",
     "Prepared",
     "PublicKey",
+    "RefreshLease",
     "SecretsChange",
     "Store",
     "StoredLeaf",
@@ -235,6 +236,19 @@ class ConsentSecrets:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RefreshLease:
+    """Who may refresh a consent's tokens, as far as others need to know. `unresolved_since`: when the refresh token was first handed
+    over (as far as anybody can tell) without an answer that is known; None where nothing is open."""
+
+    epoch: int
+    expire_time: datetime
+    unresolved_since: datetime | None
+
+    def is_held(self, now: datetime) -> bool:
+        return now < self.expire_time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConsentFilter:
     """None means any. `holds_key`: whether the consent's data key still exists."""
 
@@ -307,10 +321,12 @@ class Store(Protocol):
         *,
         secrets: SecretsChange | None = None,
         claim: Claim | None = None,
+        lease_epoch: int | None = None,
         audit: Sequence[AuditDraft],
     ) -> Claim | None:
         """Writes `consent` where the row has version `consent.version - 1`. With a claim: returns the earlier claim and
-        writes nothing when the request id was used before."""
+        writes nothing when the request id was used before. With `lease_epoch`: only while the refresh lease still has this epoch,
+        and releases it, resolved."""
 
     async def consent(self, consent: ConsentId) -> Consent | None: ...
 
@@ -322,12 +338,28 @@ class Store(Protocol):
 
     async def secrets(self, consent: ConsentId) -> ConsentSecrets: ...
 
-    async def take_refresh_lease(
-        self, consent: ConsentId, *, holder: str, now: datetime, seconds: float, audit: AuditDraft
-    ) -> int | None:
-        """The lease's new epoch, or None while somebody else holds it."""
+    async def refresh_lease(self, consent: ConsentId) -> RefreshLease | None:
+        """None where it was never taken."""
 
-    async def release_refresh_lease(self, consent: ConsentId, *, epoch: int) -> None: ...
+    async def take_refresh_lease(
+        self, consent: ConsentId, *, holder: str, now: datetime, seconds: float, after_epoch: int, audit: AuditDraft
+    ) -> int | None:
+        """The lease's new epoch; None while somebody holds it, and where its epoch is not `after_epoch` (0: never taken). From here
+        on the refresh token counts as handed over: `unresolved_since` is now, where nothing was open before."""
+
+    async def release_refresh_lease(
+        self,
+        consent: ConsentId,
+        *,
+        epoch: int,
+        unresolved_since: datetime | None = None,
+        free_time: datetime | None = None,
+    ) -> None:
+        """Ends the lease if it still has this epoch. It is free from `free_time` on, at once where that is None."""
+
+    async def due_refreshes(self, provider: ProviderId, now: datetime, *, limit: int) -> Sequence[ConsentId]:
+        """Active consents of this provider whose lease is free and has something unresolved, then those whose lease is free and whose
+        refresh_time has come; the longest waiting first within both. Ids only: one damaged row keeps no other waiting."""
 
     # -- payments
 

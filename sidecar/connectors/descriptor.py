@@ -15,6 +15,7 @@ import msgspec
 
 from sidecar.domain.consent import Purpose
 from sidecar.domain.payment import IdempotencyClass, PaymentProduct
+from sidecar.domain.rotation import CLOCK_ERROR_SECONDS, RotationKind
 
 __all__ = ["Descriptor", "DescriptorError", "origin_of", "parse_descriptor", "substitute"]
 
@@ -62,6 +63,17 @@ class Scope(_Part, frozen=True, kw_only=True):
     payments: Printable
 
 
+class Rotation(_Part, frozen=True, kw_only=True):
+    """What the provider does with a refresh token that was used (`domain/rotation.py`); `seconds` only with `grace`."""
+
+    kind: RotationKind
+    seconds: Seconds | None = None
+
+    def __post_init__(self) -> None:
+        if (self.kind is RotationKind.GRACE) != (self.seconds is not None):
+            raise ValueError("rotation of kind grace needs seconds; other kinds must not have them")
+
+
 class OAuth(_Part, frozen=True, kw_only=True):
     """RFC 8414 names. The issuer is pinned here: nothing is discovered at run time."""
 
@@ -76,6 +88,7 @@ class OAuth(_Part, frozen=True, kw_only=True):
     assertion_audience: Literal["issuer", "token_endpoint"] = "issuer"
     assertion_seconds: Annotated[int, msgspec.Meta(ge=10, le=60)] = 60
     access_token_seconds: Annotated[int, msgspec.Meta(ge=30, le=7_776_000)] = 300  # where an answer does not say
+    rotation: Rotation = Rotation(kind=RotationKind.STRICT)  # where nothing is said, nothing is ever sent again
 
 
 _SIGNED_ALWAYS = ("digest", "x-request-id")  # sent with every signed request
@@ -196,6 +209,9 @@ class Descriptor(_Part, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         ipaddress.ip_address(self.tpp_ip_address)
+        grace_seconds, needed_seconds = self.oauth.rotation.seconds, self.call_seconds + CLOCK_ERROR_SECONDS
+        if grace_seconds is not None and grace_seconds <= needed_seconds:
+            raise ValueError(f"oauth.rotation.seconds must be more than {needed_seconds:g}: call_seconds and clock error")
         for uri in (self.api, *self._oauth_endpoints(), *self.oauth.redirect_uris, *self.authorisation_origins):
             urlsplit(uri).port  # noqa: B018 - raises ValueError above 65535
 

@@ -26,7 +26,7 @@ class ConsentState(StrEnum):
     AWAITING_AUTHORISATION = "awaiting-authorisation"
     COMPLETING = "completing"  # the code is being exchanged: once, never again
     ACTIVE = "active"
-    NEEDS_REAUTHORISATION = "needs-reauthorisation"
+    NEEDS_REAUTHORISATION = "needs-reauthorisation"  # usable until its last access token ends, see `check_usable`
     REVOKED = "revoked"
     EXPIRED = "expired"
     FAILED = "failed"
@@ -40,7 +40,8 @@ TRANSITIONS: dict[ConsentState, frozenset[ConsentState]] = {
     _S.AWAITING_AUTHORISATION: frozenset({_S.COMPLETING, _S.FAILED, _S.REVOKED, _S.EXPIRED}),
     _S.COMPLETING: frozenset({_S.ACTIVE, _S.FAILED, _S.REVOKED, _S.EXPIRED}),
     _S.ACTIVE: frozenset({_S.NEEDS_REAUTHORISATION, _S.REVOKED, _S.EXPIRED}),
-    _S.NEEDS_REAUTHORISATION: frozenset({_S.REVOKED, _S.EXPIRED}),
+    # ACTIVE: the pair that was taken for lost arrived after all.
+    _S.NEEDS_REAUTHORISATION: frozenset({_S.ACTIVE, _S.REVOKED, _S.EXPIRED}),
     _S.REVOKED: frozenset(),
     _S.EXPIRED: frozenset({_S.REVOKED}),
     _S.FAILED: frozenset({_S.REVOKED}),
@@ -58,7 +59,8 @@ class AccountReference:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Consent:
     """`version` counts the changes of this row, for compare-and-set; `subject_key` (16 random bytes) makes the owner's
-    pseudonym in the log, and goes when the consent's data key goes."""
+    pseudonym in the log, and goes when the consent's data key goes. `refresh_time` is when the background renews the tokens;
+    None where there is no refresh token."""
 
     id: ConsentId
     caller: WorkloadId
@@ -81,6 +83,7 @@ class Consent:
     activate_time: datetime | None = None
     revoke_time: datetime | None = None
     failure_reason: str = ""
+    refresh_time: datetime | None = None
     version: int = 1
 
     def to(self, state: ConsentState, **changes: object) -> "Consent":
@@ -105,13 +108,21 @@ class Consent:
             raise NotFound("CONSENT_NOT_FOUND", "there is no such consent for this owner")
 
     def check_usable(self, purpose: Purpose, now: datetime) -> None:
-        """Raises PreconditionFailed unless this consent is active at `now` and covers `purpose`."""
-        if self.state is ConsentState.ACTIVE and now >= self.expire_time:
+        """Raises PreconditionFailed unless this consent can be used at `now` and covers `purpose`."""
+        usable = self.is_usable(now)
+        if usable and now >= self.expire_time:
             raise PreconditionFailed("CONSENT_EXPIRED", "the consent has expired; ask the owner for a new one")
-        if self.state is not ConsentState.ACTIVE:
+        if not usable:
             raise self.not_active()
         if purpose not in self.purposes:
             raise PreconditionFailed("PURPOSE_NOT_CONSENTED", "the consent does not cover this purpose")
+
+    def is_usable(self, now: datetime) -> bool:
+        """Active; or in need of its owner, while the access token that was issued last lives: a refresh token that was lost takes
+        nothing away from it, and the owner has that long to come again."""
+        if self.state is ConsentState.NEEDS_REAUTHORISATION:
+            return self.access_expire_time is not None and now < self.access_expire_time
+        return self.state is ConsentState.ACTIVE
 
     def not_active(self) -> PreconditionFailed:
         reason, advice = _NOT_ACTIVE.get(

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import delete, exists, func, insert, select, update
 
 from sidecar.domain.consent import TRANSITIONS, Consent, ConsentState, Purpose
 from sidecar.domain.ids import ConsentId, ProviderId
 from sidecar.errors import Internal, StaleVersion
-from sidecar.ports import ConsentFilter, ConsentSecrets, SecretsChange
-from sidecar.store.rows import consent_of, consent_row, corrupt, secret_of, to_microseconds
+from sidecar.ports import ConsentFilter, ConsentSecrets, RefreshLease, SecretsChange
+from sidecar.store.rows import consent_of, consent_row, corrupt, lease_of, secret_of, to_microseconds
 from sidecar.store.schema import CONSENTS, REFRESH_LEASES, SECRETS
 from sidecar.store.statements import Connection, Listing, SqlDialect, Statement, Value, named
 
@@ -78,15 +78,51 @@ class ConsentTables:
         self._add_lease = Statement(dialect.insert_unless_there(leases), dialect)
         self._take_lease = Statement(
             update(leases)
-            .where(leases.c.consent == named("at_consent"), leases.c.expire_time <= named("now"))
-            .values({"holder": named("holder"), "expire_time": named("expire_time"), "epoch": leases.c.epoch + 1}),
+            .where(
+                leases.c.consent == named("at_consent"),
+                leases.c.epoch == named("at_epoch"),
+                leases.c.expire_time <= named("now"),
+            )
+            .values(
+                {
+                    "holder": named("holder"),
+                    "expire_time": named("expire_time"),
+                    "epoch": leases.c.epoch + 1,
+                    "unresolved_since": func.coalesce(leases.c.unresolved_since, named("now")),
+                }
+            ),
             dialect,
         )
-        self._lease_epoch = Statement(select(leases.c.epoch).where(leases.c.consent == named("consent")), dialect)
+        self._lease = Statement(
+            select(leases.c.epoch, leases.c.expire_time, leases.c.unresolved_since).where(
+                leases.c.consent == named("consent")
+            ),
+            dialect,
+        )
         self._release_lease = Statement(
             update(leases)
             .where(leases.c.consent == named("at_consent"), leases.c.epoch == named("at_epoch"))
-            .values({"expire_time": named("expire_time")}),
+            .values({"expire_time": named("expire_time"), "unresolved_since": named("unresolved_since")}),
+            dialect,
+        )
+        refreshed = (table.c.provider == named("provider"), table.c.state == ConsentState.ACTIVE.value)
+        self._unresolved = Statement(
+            select(table.c.id)
+            .join(leases, leases.c.consent == table.c.id)
+            .where(*refreshed, leases.c.unresolved_since.is_not(None), leases.c.expire_time <= named("now"))
+            .order_by(leases.c.expire_time, table.c.id)
+            .limit(named("limit")),
+            dialect,
+        )
+        self._due = Statement(
+            select(table.c.id)
+            .where(
+                *refreshed,
+                table.c.refresh_time <= named("now"),
+                ~exists().where(leases.c.consent == table.c.id, leases.c.expire_time > named("now")),
+            )
+            .order_by(table.c.refresh_time)
+            .limit(named("limit")),
             dialect,
         )
 
@@ -144,27 +180,56 @@ class ConsentTables:
         rows = connection.rows(self._secrets, {"consent": consent})
         return ConsentSecrets(secrets=tuple(secret_of(row) for row in rows))
 
-    def take_lease(
-        self, connection: Connection, consent: ConsentId, *, holder: str, now: datetime, seconds: float
-    ) -> int | None:
-        """The new epoch, or None while the lease is held (by whomever: two tasks of one holder are two refreshers)."""
-        expire_time = to_microseconds(now + timedelta(seconds=seconds))
-        first: dict[str, Value] = {"consent": consent, "holder": holder, "epoch": 1, "expire_time": expire_time}
-        if connection.change(self._add_lease, first) == 1:
-            return 1
-        again: dict[str, Value] = {
-            "at_consent": consent,
-            "now": to_microseconds(now),
-            "holder": holder,
-            "expire_time": expire_time,
-        }
-        if connection.change(self._take_lease, again) != 1:
-            return None
-        ((epoch,),) = connection.rows(self._lease_epoch, {"consent": consent})
-        return int(epoch)
+    def lease(self, connection: Connection, consent: ConsentId) -> RefreshLease | None:
+        rows = connection.rows(self._lease, {"consent": consent})
+        return lease_of(rows[0]) if rows else None
 
-    def release_lease(self, connection: Connection, consent: ConsentId, *, epoch: int) -> None:
-        connection.change(self._release_lease, {"at_consent": consent, "at_epoch": epoch, "expire_time": 0})
+    def take_lease(
+        self,
+        connection: Connection,
+        consent: ConsentId,
+        *,
+        holder: str,
+        now: datetime,
+        seconds: float,
+        after_epoch: int,
+    ) -> int | None:
+        """The new epoch, or None while the lease is held (by whomever: two tasks of one holder are two refreshers) and where its
+        epoch is not `after_epoch`: somebody had it since the taker looked."""
+        values: dict[str, Value] = {
+            "holder": holder,
+            "expire_time": to_microseconds(now + timedelta(seconds=seconds)),
+        }
+        if after_epoch == 0:
+            first = {**values, "consent": consent, "epoch": 1, "unresolved_since": to_microseconds(now)}
+            return 1 if connection.change(self._add_lease, first) == 1 else None
+        again = {**values, "at_consent": consent, "at_epoch": after_epoch, "now": to_microseconds(now)}
+        return after_epoch + 1 if connection.change(self._take_lease, again) == 1 else None
+
+    def release_lease(
+        self,
+        connection: Connection,
+        consent: ConsentId,
+        *,
+        epoch: int,
+        unresolved_since: datetime | None,
+        free_time: datetime | None,
+    ) -> bool:
+        """Whether the lease still had this epoch."""
+        values: dict[str, Value] = {
+            "at_consent": consent,
+            "at_epoch": epoch,
+            "expire_time": 0 if free_time is None else to_microseconds(free_time),
+            "unresolved_since": None if unresolved_since is None else to_microseconds(unresolved_since),
+        }
+        return connection.change(self._release_lease, values) == 1
+
+    def due_refreshes(
+        self, connection: Connection, provider: ProviderId, now: datetime, *, limit: int
+    ) -> Sequence[ConsentId]:
+        values: dict[str, Value] = {"provider": provider, "now": to_microseconds(now), "limit": limit}
+        rows = [*connection.rows(self._unresolved, values), *connection.rows(self._due, values)]
+        return [ConsentId(identifier) for identifier in dict.fromkeys(row[0] for row in rows)][:limit]
 
     def counts(self, connection: Connection) -> dict[ConsentState, int]:
         try:

@@ -15,7 +15,7 @@ from sidecar.domain.money import EXPONENTS, Money
 from sidecar.domain.payment import IdempotencyClass, Payment, PaymentInstruction, PaymentProduct, PaymentState
 from sidecar.domain.secrets import SealedSecret, SecretKind
 from sidecar.errors import Corrupt, Internal
-from sidecar.ports import Claim, MasterKeyRecord
+from sidecar.ports import Claim, MasterKeyRecord, RefreshLease
 from sidecar.store.statements import Row, Value
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "consent_row",
     "corrupt",
     "from_microseconds",
+    "lease_of",
     "master_key_of",
     "payment_of",
     "payment_row",
@@ -89,6 +90,7 @@ def consent_row(consent: Consent) -> dict[str, Value]:
         "revoke_time": _optional_time(consent.revoke_time),
         "failure_reason": consent.failure_reason,
         "version": consent.version,
+        "refresh_time": _optional_time(consent.refresh_time),
     }
 
 
@@ -118,6 +120,7 @@ def consent_of(row: Row) -> Consent:
         revoke_time,
         failure_reason,
         version,
+        refresh_time,
     ) = row
     return Consent(
         id=ConsentId(identifier),
@@ -142,6 +145,7 @@ def consent_of(row: Row) -> Consent:
         revoke_time=_time_or_none(revoke_time),
         failure_reason=failure_reason,
         version=version,
+        refresh_time=_time_or_none(refresh_time),
     )
 
 
@@ -254,6 +258,14 @@ def payment_of(row: Row) -> Payment:
         provider_status=provider_status,
         authorisation_uri=authorisation_uri,
         status_reason=status_reason,
+    )
+
+
+@_checked
+def lease_of(row: Row) -> RefreshLease:
+    epoch, expire_time, unresolved_since = row
+    return RefreshLease(
+        epoch=epoch, expire_time=from_microseconds(expire_time), unresolved_since=_time_or_none(unresolved_since)
     )
 
 

@@ -36,7 +36,7 @@ __all__ = [
     "TEXT",
 ]
 
-SCHEMA_REVISION = "0001"  # the newest migration; the store works with exactly this one
+SCHEMA_REVISION = "0002"  # the newest migration; the store works with exactly this one
 
 METADATA = MetaData()
 NUMBER = BigInteger().with_variant(Integer(), "sqlite")  # SQLite's STRICT tables know INTEGER only
@@ -97,6 +97,7 @@ CONSENTS = Table(
     _optional("revoke_time", NUMBER),
     _column("failure_reason", TEXT),
     _column("version", NUMBER),
+    _optional("refresh_time", NUMBER),  # when the background renews the tokens
 )
 
 SECRETS = Table(
@@ -115,6 +116,7 @@ REFRESH_LEASES = Table(
     _column("holder", TEXT),
     _column("epoch", NUMBER),
     _column("expire_time", NUMBER),  # 0 once it was released
+    _optional("unresolved_since", NUMBER),  # when the refresh token was first handed over, while no answer is known
 )
 
 PAYMENTS = Table(

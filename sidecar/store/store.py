@@ -15,7 +15,7 @@ from sidecar.domain.audit import AuditDraft, AuditEvent
 from sidecar.domain.consent import Consent, ConsentState
 from sidecar.domain.ids import ConsentId, PaymentId, ProviderId, RequestId, WorkloadId
 from sidecar.domain.payment import DispatchPermit, Payment, PaymentState
-from sidecar.errors import Internal
+from sidecar.errors import Internal, StaleVersion
 from sidecar.ports import (
     CheckpointSigner,
     Claim,
@@ -25,6 +25,7 @@ from sidecar.ports import (
     LogPosition,
     MasterKeyRecord,
     PaymentFilter,
+    RefreshLease,
     SecretsChange,
     StoredLeaf,
 )
@@ -117,11 +118,16 @@ class SqlStore:
         *,
         secrets: SecretsChange | None = None,
         claim: Claim | None = None,
+        lease_epoch: int | None = None,
         audit: Sequence[AuditDraft],
     ) -> Claim | None:
         def command(transaction: Transaction) -> Claim | None:
             if claim and (earlier := self._claims.use(transaction, claim, transaction.now)):
                 return earlier
+            if lease_epoch is not None and not self._consents.release_lease(
+                transaction, consent.id, epoch=lease_epoch, unresolved_since=None, free_time=None
+            ):
+                raise StaleVersion
             self._consents.change(transaction, consent)
             if secrets:
                 self._consents.change_secrets(transaction, consent.id, secrets)
@@ -143,19 +149,38 @@ class SqlStore:
     async def secrets(self, consent: ConsentId) -> ConsentSecrets:
         return await self._read(lambda reader: self._consents.secrets(reader, consent))
 
+    async def refresh_lease(self, consent: ConsentId) -> RefreshLease | None:
+        return await self._read(lambda reader: self._consents.lease(reader, consent))
+
     async def take_refresh_lease(
-        self, consent: ConsentId, *, holder: str, now: datetime, seconds: float, audit: AuditDraft
+        self, consent: ConsentId, *, holder: str, now: datetime, seconds: float, after_epoch: int, audit: AuditDraft
     ) -> int | None:
         def command(transaction: Transaction) -> int | None:
-            epoch = self._consents.take_lease(transaction, consent, holder=holder, now=now, seconds=seconds)
+            epoch = self._consents.take_lease(
+                transaction, consent, holder=holder, now=now, seconds=seconds, after_epoch=after_epoch
+            )
             if epoch is not None:
                 transaction.append(audit)
             return epoch
 
         return await self._committer.run(command)
 
-    async def release_refresh_lease(self, consent: ConsentId, *, epoch: int) -> None:
-        await self._committer.run(lambda transaction: self._consents.release_lease(transaction, consent, epoch=epoch))
+    async def release_refresh_lease(
+        self,
+        consent: ConsentId,
+        *,
+        epoch: int,
+        unresolved_since: datetime | None = None,
+        free_time: datetime | None = None,
+    ) -> None:
+        await self._committer.run(
+            lambda transaction: self._consents.release_lease(
+                transaction, consent, epoch=epoch, unresolved_since=unresolved_since, free_time=free_time
+            )
+        )
+
+    async def due_refreshes(self, provider: ProviderId, now: datetime, *, limit: int) -> Sequence[ConsentId]:
+        return await self._read(lambda reader: self._consents.due_refreshes(reader, provider, now, limit=limit))
 
     # -- payments
 

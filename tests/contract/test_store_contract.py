@@ -407,53 +407,142 @@ async def test_delete_all_leaves_only_what_is_put(world: World) -> None:
 # --- refresh leases ---------------------------------------------------------------------------------------------------
 
 
+async def take_lease(world: World, consent: Consent, *, after_epoch: int = 0, after_seconds: float = 0) -> int | None:
+    """Tries to take the lease for 30 seconds."""
+    return await world.store.take_refresh_lease(
+        consent.id,
+        holder="one",
+        now=NOW + timedelta(seconds=after_seconds),
+        seconds=30,
+        after_epoch=after_epoch,
+        audit=draft(AuditEvent.TOKEN_REFRESH_INTENT),
+    )
+
+
 @on_each_store
 async def test_a_lease_is_held_by_one(world: World) -> None:
     """While the lease runs nobody gets it, and nothing is put on record; at its end it is free, with the next epoch."""
     consent = await world.consent()
-    intent = draft(AuditEvent.TOKEN_REFRESH_INTENT)
 
-    async def take(holder: str, after_seconds: float) -> int | None:
-        now = NOW + timedelta(seconds=after_seconds)
-        return await world.store.take_refresh_lease(consent.id, holder=holder, now=now, seconds=30, audit=intent)
-
-    assert await take("one", 0) == 1
+    assert await take_lease(world, consent) == 1
     size = await world.size()
-    assert await take("two", 29.999999) is None
-    assert await take("one", 29.999999) is None
+    assert await take_lease(world, consent, after_epoch=1, after_seconds=29.999999) is None
     assert await world.size() == size
-    assert await take("two", 30) == 2
+    assert await take_lease(world, consent, after_epoch=1, after_seconds=30) == 2
     assert await world.size() == size + 1
+
+
+@on_each_store
+async def test_a_lease_is_only_for_whoever_saw_its_last_epoch(world: World) -> None:
+    """Somebody had the lease since the taker looked: what the taker decided by may not hold any more. Nothing is put on record."""
+    consent = await world.consent()
+    await take_lease(world, consent)
+    await world.store.release_refresh_lease(consent.id, epoch=1)
+    size = await world.size()
+
+    assert [await take_lease(world, consent, after_epoch=epoch) for epoch in (0, 2, 7)] == [None, None, None]
+    assert await world.size() == size
+    assert await take_lease(world, consent, after_epoch=1) == 2
 
 
 @on_each_store
 async def test_a_released_lease_is_free_at_once(world: World) -> None:
     """Release frees the lease of that epoch; the release of an older epoch frees nothing, of no lease nothing either."""
     consent = await world.consent()
-    take = {"holder": "one", "now": NOW, "seconds": 30.0, "audit": draft(AuditEvent.TOKEN_REFRESH_INTENT)}
     await world.store.release_refresh_lease(consent.id, epoch=1)
-    first = await world.store.take_refresh_lease(consent.id, **take)  # type: ignore[arg-type]
+    first = await take_lease(world, consent)
 
     await world.store.release_refresh_lease(consent.id, epoch=1)
-    second = await world.store.take_refresh_lease(consent.id, **take)  # type: ignore[arg-type]
+    second = await take_lease(world, consent, after_epoch=1)
     await world.store.release_refresh_lease(consent.id, epoch=1)
-    third = await world.store.take_refresh_lease(consent.id, **take)  # type: ignore[arg-type]
+    third = await take_lease(world, consent, after_epoch=2)
 
     assert (first, second, third) == (1, 2, None)
+
+
+@on_each_store
+async def test_a_lease_can_be_free_later(world: World) -> None:
+    """`free_time`: a pause after a failure, for every sidecar."""
+    consent = await world.consent()
+    await take_lease(world, consent)
+
+    await world.store.release_refresh_lease(consent.id, epoch=1, free_time=NOW + timedelta(seconds=5))
+
+    assert await take_lease(world, consent, after_epoch=1, after_seconds=4) is None
+    assert await take_lease(world, consent, after_epoch=1, after_seconds=5) == 2
+
+
+@on_each_store
+async def test_a_lease_tells_since_when_a_token_may_be_out(world: World) -> None:
+    """From the taking on, the token counts as handed over; a later taking keeps the first time; only a release says otherwise."""
+    consent = await world.consent()
+    looks = [await world.store.refresh_lease(consent.id)]
+    await take_lease(world, consent)
+    looks.append(await world.store.refresh_lease(consent.id))
+    await take_lease(world, consent, after_epoch=1, after_seconds=40)
+    looks.append(await world.store.refresh_lease(consent.id))
+    await world.store.release_refresh_lease(consent.id, epoch=2, unresolved_since=NOW)
+    looks.append(await world.store.refresh_lease(consent.id))
+    await take_lease(world, consent, after_epoch=2, after_seconds=50)
+    await world.store.release_refresh_lease(consent.id, epoch=3)
+    looks.append(await world.store.refresh_lease(consent.id))
+
+    assert [look and (look.epoch, look.unresolved_since) for look in looks] == [
+        None,
+        (1, NOW),
+        (2, NOW),
+        (2, NOW),
+        (3, None),
+    ]
+    assert [look.is_held(NOW + timedelta(seconds=20)) for look in looks if look] == [True, True, False, False]
+
+
+@on_each_store
+async def test_a_new_pair_is_fenced_by_the_epoch(world: World) -> None:
+    """Only the newest holder of the lease writes; the pair, the row and the release are one transaction."""
+    consent = await world.consent(state=ConsentState.ACTIVE)
+    pair = SecretsChange(put=(SealedSecret(kind=SecretKind.ACCESS_TOKEN, row_version=2, sealed=b"new"),))
+    await take_lease(world, consent)
+    await take_lease(world, consent, after_epoch=1, after_seconds=30)
+    renewed = consent.with_changes(access_issue_time=NOW)
+
+    for epoch in (1, 3):
+        with pytest.raises(StaleVersion):
+            await world.store.change_consent(renewed, secrets=pair, lease_epoch=epoch, audit=[draft()])
+    refused = (await world.store.consent(consent.id), (await world.store.secrets(consent.id)).secrets)
+    held = await world.store.refresh_lease(consent.id)
+    await world.store.change_consent(renewed, secrets=pair, lease_epoch=2, audit=[draft()])
+
+    assert refused == (consent, ())
+    assert held is not None and held.is_held(NOW + timedelta(seconds=31)) and held.unresolved_since == NOW
+    assert (await world.store.consent(consent.id), (await world.store.secrets(consent.id)).secrets) == (
+        renewed,
+        pair.put,
+    )
+    lease = await world.store.refresh_lease(consent.id)
+    assert lease is not None and not lease.is_held(NOW) and lease.unresolved_since is None
+
+
+@on_each_store
+async def test_a_stale_row_keeps_the_lease(world: World) -> None:
+    """A pair that meets a changed row is not written, and its lease is not released: its holder tries again."""
+    consent = await world.consent(state=ConsentState.ACTIVE)
+    await take_lease(world, consent)
+    skipped = consent.with_changes().with_changes()
+
+    with pytest.raises(StaleVersion):
+        await world.store.change_consent(skipped, lease_epoch=1, audit=[draft()])
+
+    lease = await world.store.refresh_lease(consent.id)
+    assert lease is not None and lease.is_held(NOW) and lease.unresolved_since == NOW
 
 
 @on_each_store
 async def test_of_fifty_refreshers_one_gets_the_lease(world: World) -> None:
     """50 concurrent takers of a lease: one has it (R6)."""
     consent = await world.consent()
-    intent = draft(AuditEvent.TOKEN_REFRESH_INTENT)
 
-    epochs = await asyncio.gather(
-        *(
-            world.store.take_refresh_lease(consent.id, holder=str(number), now=NOW, seconds=30, audit=intent)
-            for number in range(50)
-        )
-    )
+    epochs = await asyncio.gather(*(take_lease(world, consent) for _ in range(50)))
 
     assert [epoch for epoch in epochs if epoch is not None] == [1]
 
@@ -462,9 +551,36 @@ async def test_of_fifty_refreshers_one_gets_the_lease(world: World) -> None:
 async def test_there_is_no_lease_without_a_consent(world: World) -> None:
     """A lease on a consent that does not exist is a defect of the caller."""
     with pytest.raises(Internal):
-        await world.store.take_refresh_lease(ConsentId("c-none"), holder="one", now=NOW, seconds=30, audit=draft())
+        await take_lease(world, replace(await world.consent(), id=ConsentId("c-none")))
 
-    assert await world.size() == 0
+    assert await world.store.refresh_lease(ConsentId("c-none")) is None
+
+
+@on_each_store
+async def test_refreshes_come_due_in_order(world: World) -> None:
+    """What is unresolved comes first, then the longest due; other providers, other states, held leases and later times stay out."""
+    soon, later = NOW - timedelta(seconds=20), NOW - timedelta(seconds=10)
+    active = {"state": ConsentState.ACTIVE}
+    second = await world.consent(**active, refresh_time=later)
+    first = await world.consent(**active, refresh_time=soon)
+    await world.consent(**active, refresh_time=NOW + timedelta(microseconds=1))
+    await world.consent(**active)
+    await world.consent(**active, refresh_time=soon, provider=ProviderId("other"))
+    await world.consent(state=ConsentState.NEEDS_REAUTHORISATION, refresh_time=soon)
+    held = await world.consent(**active, refresh_time=soon)
+    await take_lease(world, held)
+    paused = await world.consent(**active, refresh_time=soon)
+    await take_lease(world, paused)
+    await world.store.release_refresh_lease(paused.id, epoch=1, free_time=NOW + timedelta(seconds=1))
+    unresolved = await world.consent(**active)
+    await take_lease(world, unresolved, after_seconds=-60)
+    ended = await world.consent(state=ConsentState.REVOKED)
+    await take_lease(world, ended, after_seconds=-60)
+
+    due = await world.store.due_refreshes(first.provider, NOW, limit=10)
+
+    assert list(due) == [unresolved.id, first.id, second.id]
+    assert list(await world.store.due_refreshes(first.provider, NOW, limit=2)) == [unresolved.id, first.id]
 
 
 # --- payments ---------------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from sidecar.ports import (
     LogPosition,
     MasterKeyRecord,
     PaymentFilter,
+    RefreshLease,
     SecretsChange,
     StoredLeaf,
 )
@@ -38,6 +39,7 @@ __all__ = ["FakeStore", "HandClock", "SoftwareSigner"]
 
 T = TypeVar("T")
 
+_FREE = datetime(1970, 1, 1, tzinfo=UTC)
 _OUTCOME_UNKNOWN = (PaymentState.DISPATCHED, PaymentState.RECONCILING)
 
 
@@ -98,12 +100,6 @@ class SoftwareSigner:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Lease:
-    epoch: int
-    expire_time: datetime | None  # None once it was released
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _State:
     """All that is stored. A command makes the next one; only a command that succeeds replaces the old one."""
 
@@ -111,7 +107,7 @@ class _State:
     claims: dict[tuple[WorkloadId, RequestId], Claim] = field(default_factory=dict)
     consents: dict[ConsentId, Consent] = field(default_factory=dict)
     secrets: dict[tuple[ConsentId, SecretKind, int], SealedSecret] = field(default_factory=dict)
-    leases: dict[ConsentId, _Lease] = field(default_factory=dict)
+    leases: dict[ConsentId, RefreshLease] = field(default_factory=dict)
     payments: dict[PaymentId, Payment] = field(default_factory=dict)
     dispatch_epochs: dict[PaymentId, int] = field(default_factory=dict)
     master_keys: dict[int, MasterKeyRecord] = field(default_factory=dict)
@@ -159,12 +155,19 @@ class FakeStore:
         *,
         secrets: SecretsChange | None = None,
         claim: Claim | None = None,
+        lease_epoch: int | None = None,
         audit: Sequence[AuditDraft],
     ) -> Claim | None:
         def command(state: _State) -> tuple[_State, Claim | None]:
             if claim and (earlier := state.claims.get((claim.caller, claim.request_id))):
                 return state, earlier
             state = _claimed(state, claim) if claim else state
+            if lease_epoch is not None:
+                lease = state.leases.get(consent.id)
+                if lease is None or lease.epoch != lease_epoch:
+                    raise StaleVersion
+                resolved = RefreshLease(epoch=lease_epoch, expire_time=_FREE, unresolved_since=None)
+                state = replace(state, leases={**state.leases, consent.id: resolved})
             _check_next_version(state.consents.get(consent.id), consent)
             state = replace(state, consents={**state.consents, consent.id: consent})
             state = _with_secrets(state, consent.id, secrets) if secrets else state
@@ -190,29 +193,56 @@ class FakeStore:
         mine = [secret for (owner, _, _), secret in self._read().secrets.items() if owner == consent]
         return ConsentSecrets(secrets=tuple(sorted(mine, key=lambda secret: (secret.kind, -secret.row_version))))
 
+    async def refresh_lease(self, consent: ConsentId) -> RefreshLease | None:
+        return self._read().leases.get(consent)
+
     async def take_refresh_lease(
-        self, consent: ConsentId, *, holder: str, now: datetime, seconds: float, audit: AuditDraft
+        self, consent: ConsentId, *, holder: str, now: datetime, seconds: float, after_epoch: int, audit: AuditDraft
     ) -> int | None:
         def command(state: _State) -> tuple[_State, int | None]:
             held = state.leases.get(consent)
-            if held and held.expire_time is not None and held.expire_time > now:
+            if (held.epoch if held else 0) != after_epoch or (held and held.is_held(now)):
                 return state, None
             if consent not in state.consents:
                 raise Internal("a value does not fit the database")
-            lease = _Lease(epoch=held.epoch + 1 if held else 1, expire_time=now + timedelta(seconds=seconds))
+            open_since = (held.unresolved_since if held else None) or now
+            lease = RefreshLease(
+                epoch=after_epoch + 1, expire_time=now + timedelta(seconds=seconds), unresolved_since=open_since
+            )
             state = replace(state, leases={**state.leases, consent: lease})
             return self._recorded(state, [audit]), lease.epoch
 
         return await self._run(command)
 
-    async def release_refresh_lease(self, consent: ConsentId, *, epoch: int) -> None:
+    async def release_refresh_lease(
+        self,
+        consent: ConsentId,
+        *,
+        epoch: int,
+        unresolved_since: datetime | None = None,
+        free_time: datetime | None = None,
+    ) -> None:
         def command(state: _State) -> tuple[_State, None]:
             held = state.leases.get(consent)
             if held is None or held.epoch != epoch:
                 return state, None
-            return replace(state, leases={**state.leases, consent: replace(held, expire_time=None)}), None
+            lease = RefreshLease(epoch=epoch, expire_time=free_time or _FREE, unresolved_since=unresolved_since)
+            return replace(state, leases={**state.leases, consent: lease}), None
 
         await self._run(command)
+
+    async def due_refreshes(self, provider: ProviderId, now: datetime, *, limit: int) -> Sequence[ConsentId]:
+        state = self._read()
+        unresolved, due = [], []
+        for consent in state.consents.values():
+            lease = state.leases.get(consent.id)
+            if (consent.provider, consent.state) != (provider, ConsentState.ACTIVE) or (lease and lease.is_held(now)):
+                continue
+            if lease and lease.unresolved_since is not None:
+                unresolved.append((lease.expire_time, consent.id))
+            elif consent.refresh_time is not None and consent.refresh_time <= now:
+                due.append((consent.refresh_time, consent.id))
+        return [identifier for _, identifier in (*sorted(unresolved), *sorted(due))][:limit]
 
     # -- payments
 

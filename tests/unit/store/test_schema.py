@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
+from sqlalchemy.pool import StaticPool
 
 from sidecar.domain.consent import ConsentState
 from sidecar.domain.payment import TERMINAL, IdempotencyClass, PaymentProduct, PaymentState
@@ -22,7 +24,7 @@ from sidecar.store.fingerprint import SCHEMA_OBJECTS, fingerprints
 from sidecar.store.migrate import migrate
 from sidecar.store.payments import PaymentTable
 from sidecar.store.schema import METADATA, SCHEMA_REVISION
-from sidecar.store.sqlite import FileLock, SqliteDialect
+from sidecar.store.sqlite import APPLICATION_ID, FileLock, SqliteDialect
 from sidecar.store.statements import Statement
 from tests.fakes.store import HandClock, SoftwareSigner
 from tests.unit.store.support import (
@@ -113,22 +115,61 @@ def test_a_migration_runs_once_and_from_empty(tmp_path: Path) -> None:
     directory = tmp_path / "data"
     directory.mkdir(mode=0o700)
     path = directory / "store.db"
-    command = [sys.executable, "-m", "sidecar.store.migrate", "--url", f"sqlite:///{path}"]
+    migration = [sys.executable, "-m", "sidecar.store.migrate", "--url", f"sqlite:///{path}"]
 
-    first = subprocess.run(command, timeout=60, check=False, capture_output=True)
+    first = subprocess.run(migration, timeout=60, check=False, capture_output=True)
     content = path.read_bytes()
-    second = subprocess.run(command, timeout=60, check=False, capture_output=True)
+    second = subprocess.run(migration, timeout=60, check=False, capture_output=True)
 
     assert (first.returncode, first.stderr, second.returncode, second.stderr) == (0, b"", 0, b"")
     assert path.read_bytes() == content
     _open(path)
 
 
+def test_a_file_of_the_first_revision_is_brought_on(tmp_path: Path) -> None:
+    """0002 gives each active consent with a refresh token its time, and takes a lease that was never released for what it is: an
+    attempt whose outcome nobody knows. Other rows stay as they were."""
+    directory = tmp_path / "data"
+    directory.mkdir(mode=0o700)
+    path = directory / "store.db"
+    driver = sqlite3.connect(path, isolation_level=None)
+    engine = create_engine("sqlite://", creator=lambda: driver, poolclass=StaticPool)
+    configuration = Config()
+    configuration.set_main_option("script_location", "sidecar.store:migrations")
+    with engine.connect() as connection:
+        configuration.attributes["connection"] = connection
+        command.upgrade(configuration, "0001")
+        connection.commit()
+    columns = "id, caller, owner, provider, purposes, accounts, subject_key, redirect_uri, create_time, expire_time"
+    more = "provider_consent_id, state_digest, authorisation_uri, wrapped_data_key, failure_reason"
+    for number, (state, refresh_token) in enumerate([("active", True), ("active", False), ("revoked", True)]):
+        driver.execute(
+            f"INSERT INTO consents ({columns}, {more}, state, version, access_issue_time, access_expire_time) VALUES"
+            f" ('c-{number}', 'c', 'o', 'p', '[]', '[]', x'', '', 0, 1, '', x'', '', x'', '', '{state}', 3, 1000, 3000)"
+        )
+        driver.execute(f"INSERT INTO secrets VALUES ('c-{number}', {4 if refresh_token else 3}, 1, x'00')")
+    driver.execute("INSERT INTO refresh_leases VALUES ('c-0', 'one', 4, 90000000), ('c-1', 'one', 2, 0)")
+    engine.dispose()
+    driver.close()
+    path.chmod(0o600)
+    _execute(path, f"PRAGMA application_id = {APPLICATION_ID}")
+
+    migrate(path)
+
+    driver = sqlite3.connect(path)
+    consents = driver.execute("SELECT id, refresh_time, version FROM consents ORDER BY id").fetchall()
+    leases = driver.execute("SELECT consent, epoch, expire_time, unresolved_since FROM refresh_leases").fetchall()
+    driver.close()
+    assert consents == [("c-0", 1900, 4), ("c-1", None, 3), ("c-2", None, 3)]
+    assert leases == [("c-0", 4, 90000000, 10000000), ("c-1", 2, 0, None)]
+    _open(path)
+
+
 def test_the_command_says_in_one_line_why_it_refuses(tmp_path: Path) -> None:
     """Exit status 1 and one line on standard error."""
-    command = [sys.executable, "-m", "sidecar.store.migrate", "--url", f"sqlite:///{tmp_path}/none/store.db"]
+    migration = [sys.executable, "-m", "sidecar.store.migrate", "--url", f"sqlite:///{tmp_path}/none/store.db"]
 
-    result = subprocess.run(command, timeout=60, check=False, capture_output=True, text=True)
+    result = subprocess.run(migration, timeout=60, check=False, capture_output=True, text=True)
 
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1
@@ -212,7 +253,7 @@ TAMPERED: dict[str, tuple[tuple[str, ...], str]] = {
         "lacks the table refresh_leases|not ours|not as our migrations",
     ),
     "a constraint is gone": (
-        ("DROP TABLE refresh_leases", "CREATE TABLE refresh_leases (consent TEXT, holder TEXT, epoch INTEGER)"),
+        ("DROP TABLE log_checkpoints", "CREATE TABLE log_checkpoints (origin TEXT, size INTEGER, note TEXT)"),
         "not as our migrations made it",
     ),
     "a column's type is another": (
@@ -223,7 +264,7 @@ TAMPERED: dict[str, tuple[tuple[str, ...], str]] = {
         "not as our migrations made it",
     ),
     "no revision at all": (("DELETE FROM alembic_version",), "does not say which schema"),
-    "two revisions": (("INSERT INTO alembic_version VALUES ('0002')",), "does not say which schema"),
+    "two revisions": (("INSERT INTO alembic_version VALUES ('0001')",), "does not say which schema"),
 }
 
 
