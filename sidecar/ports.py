@@ -237,8 +237,8 @@ class ConsentSecrets:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefreshLease:
-    """Who may refresh a consent's tokens, as far as others need to know. `unresolved_since`: when the refresh token was first handed
-    over (as far as anybody can tell) without an answer that is known; None where nothing is open."""
+    """Who may refresh a consent's tokens, as far as others need to know. `unresolved_since`: when the refresh token was first
+    handed over (as far as anybody can tell) without an answer that is known; None where nothing is open."""
 
     epoch: int
     expire_time: datetime
@@ -358,8 +358,8 @@ class Store(Protocol):
         """Ends the lease if it still has this epoch. It is free from `free_time` on, at once where that is None."""
 
     async def due_refreshes(self, provider: ProviderId, now: datetime, *, limit: int) -> Sequence[ConsentId]:
-        """Active consents of this provider whose lease is free and has something unresolved, then those whose lease is free and whose
-        refresh_time has come; the longest waiting first within both. Ids only: one damaged row keeps no other waiting."""
+        """Active consents of this provider whose lease is free and has something unresolved, then those whose lease is free and
+        whose refresh_time has come; the longest waiting first within both. Ids only: a damaged row keeps no other waiting."""
 
     # -- payments
 

@@ -36,8 +36,9 @@ from sidecar.custody.consents import Consents
 from sidecar.custody.owned_tasks import OwnedTasks
 from sidecar.custody.payments import Payments
 from sidecar.custody.reconcile import Reconciler
+from sidecar.custody.refresh import Refresher
 from sidecar.custody.signing import Signing
-from sidecar.custody.tokens import Tokens
+from sidecar.custody.tokens import RefreshEnd, Tokens
 from sidecar.domain.audit import AuditDraft, AuditEvent, AuditOutcome
 from sidecar.domain.caller import Policy, Role, WorkloadPolicy
 from sidecar.domain.consent import ConsentState, Purpose
@@ -161,7 +162,9 @@ class Sidecar:
             clock=self._clock,
             connectors=connectors,
             tasks=self._tasks,
+            observe=self._observe_refresh,
         )
+        refresher = Refresher(store=store, clock=self._clock, connectors=connectors, tokens=tokens, tasks=self._tasks)
         consents = Consents(
             store=store,
             egress=egress,
@@ -217,7 +220,8 @@ class Sidecar:
         )
         give_back_freed_memory()
         await servers.start()
-        background = self._background(store, supervisor, consents, reconciler)
+        self._describe_providers(connectors)
+        background = self._background(store, supervisor, consents, reconciler, refresher)
         self._started = True
         for address, port in servers.ports.items():
             self._log.info("listening", address=address, count=port)
@@ -334,16 +338,35 @@ class Sidecar:
         self._metrics.hsm_operations.labels(operation, outcome).inc()
         self._metrics.hsm_seconds.labels(operation).observe(seconds)
 
+    def _observe_refresh(self, provider: ProviderId, end: RefreshEnd) -> None:
+        self._metrics.token_refreshes.labels(provider, end.value).inc()
+        if end is RefreshEnd.LOST:
+            self._metrics.refresh_tokens_lost.labels(provider).inc()
+            self._log.warning("refresh_token_lost", provider=provider)
+
+    def _describe_providers(self, connectors: Mapping[ProviderId, Connector]) -> None:
+        """A counter that is born with its first loss would show no increase, and the alert on it would stay silent."""
+        for provider in connectors:
+            self._metrics.refresh_tokens_lost.labels(provider)
+            for end in RefreshEnd:
+                self._metrics.token_refreshes.labels(provider, end.value)
+
     # -- background
 
     def _background(
-        self, store: SqlStore, supervisor: Supervisor, consents: Consents, reconciler: Reconciler
+        self,
+        store: SqlStore,
+        supervisor: Supervisor,
+        consents: Consents,
+        reconciler: Reconciler,
+        refresher: Refresher,
     ) -> list[Coroutine[None, None, None]]:
         gauges = _Gauges(metrics=self._metrics, store=store, supervisor=supervisor, clock=self._clock)
         gauges.describe_build()
         return [
             # Rounds overlap, so that a bank that hangs keeps no payment at another bank waiting.
             *(self._every(1.0, "reconcile", reconciler.run_due, begin_after_seconds=0.25 * n) for n in range(4)),
+            self._every(1.0, "refresh_tokens", refresher.run_due),
             self._every(1.0, "sign_checkpoint", store.sign_pending),
             self._every(2.0, "gauges", gauges.refresh),
             self._every(15.0, "expire_consents", consents.expire_due),

@@ -211,7 +211,9 @@ class Descriptor(_Part, frozen=True, kw_only=True):
         ipaddress.ip_address(self.tpp_ip_address)
         grace_seconds, needed_seconds = self.oauth.rotation.seconds, self.call_seconds + CLOCK_ERROR_SECONDS
         if grace_seconds is not None and grace_seconds <= needed_seconds:
-            raise ValueError(f"oauth.rotation.seconds must be more than {needed_seconds:g}: call_seconds and clock error")
+            raise ValueError(
+                f"oauth.rotation.seconds must be more than {needed_seconds:g}: call_seconds and clock error"
+            )
         for uri in (self.api, *self._oauth_endpoints(), *self.oauth.redirect_uris, *self.authorisation_origins):
             urlsplit(uri).port  # noqa: B018 - raises ValueError above 65535
 

@@ -131,6 +131,7 @@ class Accounts:
             access = await self._tokens.access(consent, refuse_older_than=access.secret.secret.row_version)
             reading = await self._call(access, connector, render, read)
         if not isinstance(reading, Problem):
+            self._tokens.confirm(access)
             return reading.value
         if reading.kind is ProblemKind.CONSENT_ENDED:
             await self._tokens.mark_ended(access.consent, reason="PROVIDER_ENDED")

@@ -41,6 +41,7 @@ from sidecar.domain.ids import ConsentId, OwnerId, ProviderId, RequestId, new_co
 from sidecar.domain.money import Money
 from sidecar.domain.payment import PaymentState
 from sidecar.domain.provider import Answer, ProviderRequest, SendOutcome, TokenGrant
+from sidecar.domain.rotation import refresh_time
 from sidecar.domain.secrets import SealedSecret, SecretKind
 from sidecar.domain.text import check_iban
 from sidecar.errors import (
@@ -293,11 +294,13 @@ class Consents:
         self, consent: Consent, connector: Connector, grant: TokenGrant, asked_time: datetime
     ) -> Consent:
         lifetime = grant.expires_in_seconds or connector.descriptor.oauth.access_token_seconds
+        expires = asked_time + timedelta(seconds=lifetime)
         active = consent.to(
             ConsentState.ACTIVE,
             activate_time=self._clock.now(),
             access_issue_time=asked_time,
-            access_expire_time=asked_time + timedelta(seconds=lifetime),
+            access_expire_time=expires,
+            refresh_time=_refresh_time(consent, grant.refresh_token, asked_time, expires),
             state_digest=b"",
         )
         change = SecretsChange(put=granted_secrets(grant, 1), delete=((SecretKind.PKCE_VERIFIER, 1),))
@@ -397,6 +400,7 @@ class Consents:
             activate_time=now,
             access_issue_time=now,
             access_expire_time=request.access_expire_time,
+            refresh_time=_refresh_time(consent, imported.refresh_token, now, request.access_expire_time),
         )
         grant = TokenGrant(
             access_token=imported.access_token,
@@ -675,6 +679,12 @@ class Consents:
             await self._store.change_consent(failed, audit=[draft])
         except StaleVersion:
             return  # it was revoked or has expired meanwhile: ended either way
+
+
+def _refresh_time(
+    consent: Consent, refresh_token: bytes | None, issued: datetime, expires: datetime
+) -> datetime | None:
+    return refresh_time(consent.id, issued=issued, expires=expires) if refresh_token is not None else None
 
 
 def _claim(caller: Caller, request_id: RequestId, method: str, resource: str, digest: bytes) -> Claim:

@@ -382,6 +382,7 @@ class Reconciler:
         )
         reading: Reading[T] | Problem = read(answer_of(outcome), call_id=call_id)
         if not isinstance(reading, Problem):
+            self._tokens.confirm(access)
             return reading.value
         if reading.kind is ProblemKind.TOKEN_EXPIRED:
             await self._tokens.access(access.consent, refuse_older_than=access.secret.secret.row_version)

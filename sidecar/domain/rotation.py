@@ -3,8 +3,8 @@
 Rules:
 - A refresh token counts as handed over from the moment its lease is on record, not from when its first byte leaves.
 - Handed over and answered: the old token is never sent again. Handed over and not answered: only what `may_send` allows.
-- What cannot be told, such as a clock that stands before the handing over, counts as not allowed: a consent that asks its owner again
-  costs less than one that the provider revokes as stolen, because there the living access token dies too.
+- What cannot be told, such as a clock that stands before the handing over, counts as not allowed: a consent that asks its owner
+  again costs less than one that the provider revokes as stolen, because there the living access token dies too.
 
 | kind            | the old refresh token at the provider           | after a lost answer the same token may be sent again |
 | --------------- | ----------------------------------------------- | ---------------------------------------------------- |

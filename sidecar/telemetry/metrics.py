@@ -84,6 +84,18 @@ class Metrics:
             ("provider",),
             registry=self.registry,
         )
+        self.token_refreshes = Counter(
+            "custody_token_refreshes",
+            "Attempts to refresh a token, by outcome.",
+            ("provider", "outcome"),
+            registry=self.registry,
+        )
+        self.refresh_tokens_lost = Counter(
+            "custody_refresh_tokens_lost",
+            "Refresh tokens that were lost in transit: the consent needs its owner again.",
+            ("provider",),
+            registry=self.registry,
+        )
         self.log_entries = Gauge("custody_log_entries", "Entries in the audit log.", registry=self.registry)
         self.log_uncovered = Gauge(
             "custody_log_uncovered_entries", "Entries that no signed checkpoint covers yet.", registry=self.registry

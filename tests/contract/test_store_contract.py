@@ -514,13 +514,15 @@ async def test_a_new_pair_is_fenced_by_the_epoch(world: World) -> None:
     await world.store.change_consent(renewed, secrets=pair, lease_epoch=2, audit=[draft()])
 
     assert refused == (consent, ())
-    assert held is not None and held.is_held(NOW + timedelta(seconds=31)) and held.unresolved_since == NOW
+    assert held is not None
+    assert (held.is_held(NOW + timedelta(seconds=31)), held.unresolved_since) == (True, NOW)
     assert (await world.store.consent(consent.id), (await world.store.secrets(consent.id)).secrets) == (
         renewed,
         pair.put,
     )
     lease = await world.store.refresh_lease(consent.id)
-    assert lease is not None and not lease.is_held(NOW) and lease.unresolved_since is None
+    assert lease is not None
+    assert (lease.is_held(NOW), lease.unresolved_since) == (False, None)
 
 
 @on_each_store
@@ -534,7 +536,8 @@ async def test_a_stale_row_keeps_the_lease(world: World) -> None:
         await world.store.change_consent(skipped, lease_epoch=1, audit=[draft()])
 
     lease = await world.store.refresh_lease(consent.id)
-    assert lease is not None and lease.is_held(NOW) and lease.unresolved_since == NOW
+    assert lease is not None
+    assert (lease.is_held(NOW), lease.unresolved_since) == (True, NOW)
 
 
 @on_each_store

@@ -15,15 +15,16 @@ from sidecar.audit.entry import AuditEntry
 from sidecar.config import load_yaml
 from sidecar.connectors.base import Connector
 from sidecar.connectors.berlin_group import BerlinGroupConnector
-from sidecar.connectors.descriptor import Descriptor, parse_descriptor
+from sidecar.connectors.descriptor import Descriptor, Rotation, parse_descriptor
 from sidecar.connectors.oauth import OAuthClient
 from sidecar.custody.accounts import Accounts
 from sidecar.custody.consents import Consents, CreateConsent, Redirect
 from sidecar.custody.owned_tasks import OwnedTasks
 from sidecar.custody.payments import InitiatePayment, Payments
 from sidecar.custody.reconcile import Reconciler
+from sidecar.custody.refresh import Refresher
 from sidecar.custody.signing import Signing
-from sidecar.custody.tokens import Tokens
+from sidecar.custody.tokens import RefreshEnd, Tokens
 from sidecar.domain.audit import AuditDraft, AuditEvent, AuditOutcome
 from sidecar.domain.caller import Caller, Role, WorkloadPolicy
 from sidecar.domain.consent import AccountReference, Consent, ConsentState, Purpose
@@ -31,6 +32,7 @@ from sidecar.domain.ids import OwnerId, ProviderId, RequestId, WorkloadId, new_c
 from sidecar.domain.money import Money
 from sidecar.domain.payment import DispatchPermit, Payment, PaymentProduct
 from sidecar.domain.provider import KeyPurpose, ProviderRequest, SendOutcome, TokenOutcome
+from sidecar.domain.rotation import RotationKind, refresh_time
 from sidecar.domain.secrets import SecretContext, SecretKind
 from sidecar.ports import Claim, OpenSecret, Prepared, SecretsChange
 from tests.fakes.bank import API, IBAN, TOKENS, ScriptedBank, variables
@@ -143,13 +145,24 @@ class Core:
     payments: Payments = field(init=False)
     consents: Consents = field(init=False)
     reconciler: Reconciler = field(init=False)
+    refresher: Refresher = field(init=False)
+    refreshes: list[RefreshEnd] = field(default_factory=list)
     accounts: Accounts = field(init=False)
     signing: Signing = field(init=False)
 
     def __post_init__(self) -> None:
         outside = {"store": self.store, "egress": self.egress, "hsm": self.hsm, "clock": self.clock}
         parts = {**outside, "connectors": self.connectors}
-        self.tokens = Tokens(cluster=CLUSTER, instance=self.instance, tasks=self.tasks, **parts)  # type: ignore[arg-type]
+        self.tokens = Tokens(
+            cluster=CLUSTER,
+            instance=self.instance,
+            tasks=self.tasks,
+            observe=lambda _provider, end: self.refreshes.append(end),
+            **parts,  # type: ignore[arg-type]
+        )
+        self.refresher = Refresher(
+            store=self.store, clock=self.clock, connectors=self.connectors, tokens=self.tokens, tasks=self.tasks
+        )
         self.payments = Payments(tokens=self.tokens, tasks=self.tasks, **parts)  # type: ignore[arg-type]
         self.consents = Consents(tokens=self.tokens, tasks=self.tasks, **parts)  # type: ignore[arg-type]
         self.reconciler = Reconciler(tokens=self.tokens, payments=self.payments, **parts)  # type: ignore[arg-type]
@@ -160,7 +173,15 @@ class Core:
 class World:
     """A bank, a store, and the sidecar that is in service."""
 
-    def __init__(self, *, name: str = "sandbox-bank", store: FakeStore | None = None, **bank: Any) -> None:
+    def __init__(
+        self,
+        *,
+        name: str = "sandbox-bank",
+        store: FakeStore | None = None,
+        rotation: str = "strict",
+        grace_seconds: float | None = None,
+        **bank: Any,
+    ) -> None:
         self.clock = FakeClock()
         window = 86_400.0 if name.endswith("idempotent") else None
         self.bank = ScriptedBank(clock=self.clock, window_seconds=window, **bank)
@@ -171,6 +192,8 @@ class World:
         )
         self.connector = connector(name)
         self.core = self.start()
+        rules = Rotation(kind=RotationKind(rotation), seconds=grace_seconds)
+        self.replace_connector(oauth=msgspec.structs.replace(self.connector.descriptor.oauth, rotation=rules))
 
     def start(self, instance: str = "one") -> Core:
         """A sidecar on this store. The one before it, if it was killed, is simply not used any more."""
@@ -247,6 +270,9 @@ class World:
             activate_time=now,
             access_issue_time=now,
             access_expire_time=now + timedelta(seconds=life_seconds),
+            refresh_time=(
+                refresh_time(consent.id, issued=now, expires=now + timedelta(seconds=life_seconds)) if refresh else None
+            ),
         )
         change = SecretsChange(put=tuple(secret.secret for secret in pair))
         await self.store.change_consent(active, secrets=change, audit=[draft(AuditEvent.CONSENT_ACTIVATED)])

@@ -111,8 +111,9 @@ async def test_a_provider_that_sends_no_new_refresh_token_keeps_the_old_one() ->
 
 @pytest.mark.parametrize("outcome", [Unknown(code="ANSWER_TIMEOUT"), lost, NotSent(code="CONNECT_FAILED")])
 async def test_a_refresh_that_brings_nothing_leaves_the_living_token_in_use(outcome: object) -> None:
-    """Unknown is not failed: the old access token goes on while it lives, and the consent stays active."""
-    world = World(token_seconds=1200)
+    """Unknown is not failed: the old access token goes on while it lives, and where the provider takes the refresh token twice the
+    consent stays active."""
+    world = World(token_seconds=1200, rotation="when-first-used")
     consent = await world.consent()
     world.clock.advance(700)
     world.bank.script["token"] = [outcome]  # type: ignore[list-item]
@@ -142,7 +143,7 @@ async def test_what_fails_here_leaves_the_living_token_in_use(part: str) -> None
 
 async def test_an_expired_token_that_cannot_be_renewed_is_unavailable() -> None:
     """The outcome of the refresh is unknown and the old token is over: try again later; nothing is said to have ended."""
-    world = World(token_seconds=1200)
+    world = World(token_seconds=1200, rotation="when-first-used")
     consent = await world.consent()
     world.clock.advance(1200)
     world.bank.script["token"] = [Unknown(code="ANSWER_TIMEOUT")]
@@ -155,8 +156,8 @@ async def test_an_expired_token_that_cannot_be_renewed_is_unavailable() -> None:
 
 
 async def test_after_an_unknown_outcome_the_token_is_not_tried_again_at_once() -> None:
-    """Every repeat of a rotating token may end the whole grant: there is a pause, for every sidecar, and then one more try."""
-    world = World(token_seconds=1200)
+    """There is a pause, for every sidecar, and then one more try where the provider takes the token twice."""
+    world = World(token_seconds=1200, rotation="when-first-used")
     consent = await world.consent()
     world.clock.advance(700)
     world.bank.script["token"] = [Unknown(code="ANSWER_TIMEOUT")]
@@ -224,8 +225,9 @@ async def test_a_lease_of_another_sidecar_means_to_wait() -> None:
     world = World(token_seconds=1200)
     consent = await world.consent()
     world.clock.advance(700)
+    record = draft(AuditEvent.TOKEN_REFRESH_INTENT)
     await world.store.take_refresh_lease(
-        consent.id, holder="two", now=world.clock.now(), seconds=1000, audit=draft(AuditEvent.TOKEN_REFRESH_INTENT)
+        consent.id, holder="two", now=world.clock.now(), seconds=1000, after_epoch=0, audit=record
     )
 
     assert (await access(world, consent)).secret.secret.row_version == 1
@@ -260,7 +262,9 @@ async def test_the_lease_outlives_the_longest_call() -> None:
         world.clock.advance(60)
         record = draft(AuditEvent.TOKEN_REFRESH_INTENT)
         lease.append(
-            await world.store.take_refresh_lease(consent.id, holder="x", now=world.clock.now(), seconds=1, audit=record)
+            await world.store.take_refresh_lease(
+                consent.id, holder="x", now=world.clock.now(), seconds=1, after_epoch=1, audit=record
+            )
         )
 
     world.core.egress.gates["request_tokens"] = look

@@ -1,8 +1,8 @@
 """Refreshing in the background, and what is known of a refresh token whose answer was lost.
 
-`consents.refresh_time` is when the tokens are renewed; `refresh_leases.unresolved_since` is since when a refresh token may have been
-handed over without an answer being known. What stands in an older file is read as carefully as it can be: a lease that was not
-released ended at most 80 seconds after it was taken, and its outcome is not known.
+`consents.refresh_time` is when the tokens are renewed; `refresh_leases.unresolved_since` is since when a refresh token may have
+been handed over without an answer being known. What stands in an older file is read as carefully as it can be: a lease that was
+not released ended at most 80 seconds after it was taken, and its outcome is not known.
 """
 
 from alembic import op
