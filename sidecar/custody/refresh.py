@@ -2,8 +2,8 @@
 
 Rules:
 - Each consent has a time of its own (`domain/rotation.py`), so tokens of one moment do not come due together.
-- At one provider so many at the same time and so many begun in a round, and no more: a provider that hangs keeps only its own
-  waiting.
+- At one provider no more than AT_ONCE are under way, and no more are begun in a round: that bounds the rate too, and a provider
+  that hangs keeps only its own waiting.
 - What is unresolved comes first: whoever crashed in the middle of a refresh is found out within a round of its lease's end.
 - A round begins refreshes and does not wait for them.
 """
@@ -17,10 +17,9 @@ from sidecar.domain.ids import ConsentId, ProviderId
 from sidecar.errors import CustodyError, Internal
 from sidecar.ports import Clock, Store
 
-__all__ = ["AT_ONCE", "BEGUN_A_ROUND", "Refresher"]
+__all__ = ["AT_ONCE", "Refresher"]
 
-AT_ONCE = 16
-BEGUN_A_ROUND = 25
+AT_ONCE = 32
 
 
 class Refresher:
@@ -48,8 +47,8 @@ class Refresher:
         """
         begun = 0
         for provider in self._connectors:
-            free = min(AT_ONCE - sum(other == provider for other in self._at_work.values()), BEGUN_A_ROUND)
-            if free <= 0:
+            free = AT_ONCE - sum(other == provider for other in self._at_work.values())
+            if free == 0:
                 continue
             # Those that are being worked on may not have their lease yet, and are still listed.
             due = await self._store.due_refreshes(provider, self._clock.now(), limit=AT_ONCE + free)

@@ -397,8 +397,7 @@ class Tokens:
             except StaleVersion:
                 latest = await persist(self._clock, partial(self._store.consent, consent.id))
                 stored = await persist(self._clock, partial(self._store.secrets, consent.id))
-                newest = stored.newest(SecretKind.ACCESS_TOKEN)
-                if latest is None or (newest is not None and newest.row_version >= asked.row_version):
+                if latest is None or grant.access_token in [secret.sealed for secret in stored.secrets]:
                     break  # an answer of the store was lost, and this very change is there
                 held = await persist(self._clock, partial(self._store.refresh_lease, consent.id))
                 if held is None or held.epoch != lease.epoch:

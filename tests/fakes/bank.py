@@ -66,6 +66,8 @@ class ScriptedBank:
     with_redirect: bool = False
     token_seconds: int | None = 600
     rotates: bool = True
+    rotation: str = "strict"  # or "grace" with grace_seconds, or "when-first-used"; not where it does not rotate
+    grace_seconds: float = 0.0
     script: dict[str, list[Twist]] = field(default_factory=lambda: defaultdict(list))
     requests: list[BankRequest] = field(default_factory=list)
     payments: dict[str, BankPayment] = field(default_factory=dict)
@@ -74,8 +76,12 @@ class ScriptedBank:
     codes: dict[str, bool] = field(default_factory=dict)  # whether it was exchanged
     refreshes: int = 0
     rotations: int = 0
+    reuses: int = 0  # how often the bank took a refresh token for stolen, and ended everything
     _tokens: set[str] = field(default_factory=set)
-    _refresh_tokens: dict[str, bool] = field(default_factory=dict)  # whether it may be used
+    _refresh_tokens: dict[str, float | None] = field(
+        default_factory=dict
+    )  # when it was used; those that are gone are unknown
+    _replaced: dict[str, str] = field(default_factory=dict)  # by a token of the new pair, what its first use ends
     _keys: dict[str, tuple[float, str]] = field(default_factory=dict)
     _count: int = 0
 
@@ -119,7 +125,7 @@ class ScriptedBank:
         self._count += 1
         access, refresh = f"access-token-{self._count:04d}", f"refresh-token-{self._count:04d}"
         self._tokens.add(access)
-        self._refresh_tokens[refresh] = True
+        self._refresh_tokens[refresh] = None
         return access, refresh
 
     def expire_tokens(self) -> None:
@@ -132,6 +138,7 @@ class ScriptedBank:
             token = request.headers.get("authorization", "").removeprefix("Bearer ")
             if token not in self._tokens:
                 return error(401, "TOKEN_EXPIRED")
+            self._note_use(token)
         handler: Callable[[BankRequest], Answer] = getattr(self, f"_{kind}")
         return handler(request)
 
@@ -146,15 +153,34 @@ class ScriptedBank:
             self.codes[form["code"]] = True
             return self._granted(*self.mint())
         self.refreshes += 1
-        if not self._refresh_tokens.get(form["refresh_token"], False):
-            self._refresh_tokens.clear()  # reuse detection: the whole family goes
+        return self._refreshed(form["refresh_token"])
+
+    def _refreshed(self, token: str) -> Answer:
+        self._note_use(token)
+        now = self.clock.boot_time_ns() / 1e9
+        used = self._refresh_tokens.get(token, 0.0)
+        in_grace = used is not None and self.rotation == "grace" and now - used <= self.grace_seconds
+        if token not in self._refresh_tokens or (used is not None and not in_grace):
+            self.reuses += token in self._refresh_tokens
+            self._refresh_tokens.clear()  # reuse detection: the whole family goes, and what it gave with it
+            self._tokens.clear()
             return answer(400, {"error": "invalid_grant"})
+        access, refresh = self.mint()
         if not self.rotates:
-            access, _ = self.mint()
+            del self._refresh_tokens[refresh]
             return self._granted(access, None)
-        self._refresh_tokens[form["refresh_token"]] = False
         self.rotations += 1
-        return self._granted(*self.mint())
+        if self.rotation == "when-first-used":
+            self._replaced |= {access: token, refresh: token}
+        elif used is None:
+            self._refresh_tokens[token] = now
+        return self._granted(access, refresh)
+
+    def _note_use(self, token: str) -> None:
+        """The first use of a new pair ends the old refresh token, where that is how the bank rotates."""
+        old = self._replaced.pop(token, None)
+        if old in self._refresh_tokens:
+            self._refresh_tokens[old] = 0.0
 
     def _granted(self, access: str, refresh: str | None) -> Answer:
         document: dict[str, object] = {"access_token": access, "token_type": "Bearer"}

@@ -184,7 +184,9 @@ class World:
     ) -> None:
         self.clock = FakeClock()
         window = 86_400.0 if name.endswith("idempotent") else None
-        self.bank = ScriptedBank(clock=self.clock, window_seconds=window, **bank)
+        self.bank = ScriptedBank(
+            clock=self.clock, window_seconds=window, rotation=rotation, grace_seconds=grace_seconds or 0.0, **bank
+        )
         self.store = store or FakeStore(signer=SIGNER, clock=self.clock)
         self.keys = SoftwareKeys()
         self.hsm = FakeHsm(
