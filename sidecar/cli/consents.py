@@ -127,6 +127,7 @@ def _show(session: Session, found: "Consent") -> None:
         ("owner", found.owner),
         ("provider", found.provider),
         ("state", _state(found)),
+        ("usable until", time_text(found.usable_until_time, now=now)),
         ("failure reason", found.failure_reason or "-"),
         ("purposes", _words(found.purposes)),
         ("accounts", _words(each.iban for each in found.accounts) if found.accounts else "all that the person chose"),

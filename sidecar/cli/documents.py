@@ -90,6 +90,7 @@ def consent_document(consent: "Consent") -> Plain:
         "provider": consent.provider,
         "state": consent.state.value,
         "failure_reason": consent.failure_reason,
+        "usable_until_time": timestamp(consent.usable_until_time),
         "purposes": [purpose.value for purpose in consent.purposes],
         "accounts": [_account(each) for each in consent.accounts],
         "payment_limit": _money(consent.payment_limit),

@@ -141,6 +141,8 @@ def consent_message(consent: Consent) -> consent_pb2.Consent:
     )
     if consent.payment_limit:
         message.payment_limit.CopyFrom(money_message(consent.payment_limit))
+    if consent.state is ConsentState.NEEDS_REAUTHORISATION and consent.access_expire_time is not None:
+        message.usable_until_time.FromDatetime(consent.access_expire_time)
     return message
 
 

@@ -53,6 +53,7 @@ def consent(message: consent_pb2.Consent, *, request_id: str | None = None) -> v
         expire_time=_time(message.expire_time),
         access_expire_time=_optional_time(message, "access_expire_time"),
         revoke_time=_optional_time(message, "revoke_time"),
+        usable_until_time=_optional_time(message, "usable_until_time"),
         request_id=request_id,
     )
 

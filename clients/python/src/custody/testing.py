@@ -131,11 +131,16 @@ class FakeCustody:
         with self._lock:
             self._failures.extend([(method, reason)] * times)
 
-    def need_reauthorisation(self, consent: str) -> None:
-        """Do as a bank that no longer honours what it issued for a consent."""
+    def need_reauthorisation(self, consent: str, *, usable_seconds: float = 0.0) -> None:
+        """Do as a bank that no longer honours what it issued for a consent.
+
+        With `usable_seconds`: as when what would renew it was lost on its way; so long it can still be used.
+        """
         with self._lock:
+            until = datetime.now(UTC) + timedelta(seconds=usable_seconds)
             self._consents[consent].state = _C.STATE_NEEDS_REAUTHORISATION
             self._consents[consent].failure_reason = errors_pb2.ERROR_REASON_PROVIDER_REFUSED
+            self._consents[consent].usable_until_time.FromDatetime(until)
 
     def add_account(
         self, iban: str, *, currency_code: str = "EUR", owner_name: str = "", display_name: str = ""
@@ -629,7 +634,9 @@ def _require_state(consent: consent_pb2.Consent, state: consent_pb2.Consent.Stat
 
 
 def _require_purpose(consent: consent_pb2.Consent, purpose: purpose_pb2.Purpose.ValueType) -> None:
-    _require_state(consent, _C.STATE_ACTIVE)
+    until = consent.usable_until_time.ToDatetime(tzinfo=UTC)
+    if consent.state != _C.STATE_NEEDS_REAUTHORISATION or until <= datetime.now(UTC):
+        _require_state(consent, _C.STATE_ACTIVE)
     if purpose not in consent.purposes:
         raise _error(ErrorReason.PURPOSE_NOT_CONSENTED)
 

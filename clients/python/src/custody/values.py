@@ -151,6 +151,7 @@ class Consent:
     """What one person allowed this platform to do at one provider.
 
     `request_id` is that of the call that answered with this value, None for reads. `failure_reason` names an ErrorReason.
+    `usable_until_time`: in NEEDS_REAUTHORISATION, until when it can be used all the same; ask the person before that.
     """
 
     name: str
@@ -166,6 +167,7 @@ class Consent:
     expire_time: datetime
     access_expire_time: datetime | None
     revoke_time: datetime | None
+    usable_until_time: datetime | None = None
     request_id: str | None = field(default=None, compare=False)
 
 

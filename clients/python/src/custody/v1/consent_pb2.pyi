@@ -46,7 +46,10 @@ class Consent(_message.Message):
         STATE_ACTIVE: Consent._State.ValueType  # 3
         """Can be used. Next: NEEDS_REAUTHORISATION, REVOKED, EXPIRED."""
         STATE_NEEDS_REAUTHORISATION: Consent._State.ValueType  # 4
-        """The provider no longer honours what it issued. Next: REVOKED, EXPIRED."""
+        """The person must authorise again, with a new consent: the provider no longer honours what it issued, or what would renew
+        it was lost on its way. In the second case the consent can still be used until usable_until_time. Next: REVOKED,
+        EXPIRED; ACTIVE where what was lost arrives after all.
+        """
         STATE_REVOKED: Consent._State.ValueType  # 5
         """Ended by RevokeConsent. Final."""
         STATE_EXPIRED: Consent._State.ValueType  # 6
@@ -66,7 +69,10 @@ class Consent(_message.Message):
     STATE_ACTIVE: Consent.State.ValueType  # 3
     """Can be used. Next: NEEDS_REAUTHORISATION, REVOKED, EXPIRED."""
     STATE_NEEDS_REAUTHORISATION: Consent.State.ValueType  # 4
-    """The provider no longer honours what it issued. Next: REVOKED, EXPIRED."""
+    """The person must authorise again, with a new consent: the provider no longer honours what it issued, or what would renew
+    it was lost on its way. In the second case the consent can still be used until usable_until_time. Next: REVOKED,
+    EXPIRED; ACTIVE where what was lost arrives after all.
+    """
     STATE_REVOKED: Consent.State.ValueType  # 5
     """Ended by RevokeConsent. Final."""
     STATE_EXPIRED: Consent.State.ValueType  # 6
@@ -87,6 +93,7 @@ class Consent(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     ACCESS_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     REVOKE_TIME_FIELD_NUMBER: _builtins.int
+    USABLE_UNTIL_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Output only. Identifier. `consents/{consent}`; the id is lower-case letters, digits and dashes."""
     owner: _builtins.str
@@ -131,6 +138,10 @@ class Consent(_message.Message):
     def revoke_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When it was revoked; absent else."""
 
+    @_builtins.property
+    def usable_until_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. In NEEDS_REAUTHORISATION: until when it can be used all the same, which may be past. Absent in other states."""
+
     def __init__(
         self,
         *,
@@ -147,10 +158,11 @@ class Consent(_message.Message):
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         access_expire_time: _timestamp_pb2.Timestamp | None = ...,
         revoke_time: _timestamp_pb2.Timestamp | None = ...,
+        usable_until_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["access_expire_time", b"access_expire_time", "activate_time", b"activate_time", "create_time", b"create_time", "expire_time", b"expire_time", "payment_limit", b"payment_limit", "revoke_time", b"revoke_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access_expire_time", b"access_expire_time", "activate_time", b"activate_time", "create_time", b"create_time", "expire_time", b"expire_time", "payment_limit", b"payment_limit", "revoke_time", b"revoke_time", "usable_until_time", b"usable_until_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_expire_time", b"access_expire_time", "accounts", b"accounts", "activate_time", b"activate_time", "create_time", b"create_time", "expire_time", b"expire_time", "failure_reason", b"failure_reason", "name", b"name", "owner", b"owner", "payment_limit", b"payment_limit", "provider", b"provider", "purposes", b"purposes", "revoke_time", b"revoke_time", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_expire_time", b"access_expire_time", "accounts", b"accounts", "activate_time", b"activate_time", "create_time", b"create_time", "expire_time", b"expire_time", "failure_reason", b"failure_reason", "name", b"name", "owner", b"owner", "payment_limit", b"payment_limit", "provider", b"provider", "purposes", b"purposes", "revoke_time", b"revoke_time", "state", b"state", "usable_until_time", b"usable_until_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
