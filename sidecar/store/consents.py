@@ -107,10 +107,13 @@ class ConsentTables:
         )
         refreshed = (table.c.provider == named("provider"), table.c.state == ConsentState.ACTIVE.value)
         self._unresolved = Statement(
-            select(table.c.id)
-            .join(leases, leases.c.consent == table.c.id)
-            .where(*refreshed, leases.c.unresolved_since.is_not(None), leases.c.expire_time <= named("now"))
-            .order_by(leases.c.expire_time, table.c.id)
+            select(leases.c.consent)
+            .where(
+                leases.c.unresolved_since.is_not(None),
+                leases.c.expire_time <= named("now"),
+                exists().where(table.c.id == leases.c.consent, *refreshed),
+            )
+            .order_by(leases.c.expire_time, leases.c.consent)
             .limit(named("limit")),
             dialect,
         )

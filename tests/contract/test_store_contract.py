@@ -990,6 +990,25 @@ async def test_no_dispatch_once_the_consent_has_ended(world: World) -> None:
 
 
 @on_each_store
+async def test_a_consent_that_needs_its_owner_pays_while_its_access_token_lives(world: World) -> None:
+    """What would renew the token is lost; the token itself is not: a microsecond before its end it pays, at it and after it not."""
+    consent = await world.active(access_issue_time=NOW, access_expire_time=NOW + timedelta(hours=1))
+    intents = [await world.intent(consent) for _ in range(3)]
+    await world.store.change_consent(consent.to(ConsentState.NEEDS_REAUTHORISATION), audit=[draft()])
+
+    for intent, microseconds, pays in zip(intents, (-1, 0, 1), (True, False, False), strict=True):
+        moment = NOW + timedelta(hours=1, microseconds=microseconds)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(world.clock, "now", lambda moment=moment: moment)
+            outcomes = await _outcomes([world.dispatched(intent)])
+        found = await world.store.payment(intent.id)
+        assert (found != intent) is pays
+        if not pays:
+            assert isinstance(outcomes[0], PreconditionFailed)
+            assert outcomes[0].reason == "CONSENT_NEEDS_REAUTHORISATION"
+
+
+@on_each_store
 async def test_no_dispatch_under_a_consent_that_was_never_active(world: World) -> None:
     """Of all states of a consent only ACTIVE lets a payment out."""
     for state in set(ConsentState) - {ConsentState.ACTIVE}:

@@ -373,6 +373,20 @@ def test_unusable_consents_say_why(client: Any, fake: FakeCustody, states: list[
     assert refusal(lambda: pay(client, consent), custody.ConsentUnusableError).reason == reason
 
 
+def test_a_consent_that_needs_its_owner_tells_how_long_it_goes_on(client: Any, fake: FakeCustody) -> None:
+    """It pays on until then, and says so; one whose time is over says that too."""
+    going_on, over = activate(client, fake).name, activate(client, fake).name
+    fake.need_reauthorisation(going_on, usable_seconds=60)
+    fake.need_reauthorisation(over)
+    now = datetime.now(UTC)
+
+    assert client.consents.get(going_on).state is custody.ConsentState.NEEDS_REAUTHORISATION
+    assert client.consents.get(going_on).usable_until_time > now
+    assert client.consents.get(over).usable_until_time <= now
+    assert client.payments.get(pay(client, going_on).name).consent == going_on
+    refusal(lambda: pay(client, over), custody.ConsentUnusableError)
+
+
 def test_purposes_limits_and_accounts_hold(client: Any, fake: FakeCustody) -> None:
     """A consent is good for what it was given for, and not beyond."""
     account = fake.add_account(OTHER_IBAN)

@@ -9,6 +9,7 @@ import pytest
 
 from sidecar.config import load_yaml
 from sidecar.connectors.descriptor import DescriptorError, origin_of, parse_descriptor
+from sidecar.domain.rotation import RotationKind
 from tests.fakes.bank import variables
 
 CATALOG = sorted(
@@ -43,6 +44,24 @@ def test_the_catalog_is_whole(name: str) -> None:
     assert f"{described.id}.yaml" == name
     assert described.origins == {"https://api.bank.example:443", "https://tokens.bank.example:443"}
     assert described.owner_origins == {"https://issuer.bank.example:443"}
+
+
+@pytest.mark.parametrize(
+    ("rotation", "kind", "seconds"),
+    [
+        ({"kind": "strict"}, RotationKind.STRICT, None),
+        ({"kind": "grace", "seconds": 1800}, RotationKind.GRACE, 1800),
+        ({"kind": "grace", "seconds": 15.5}, RotationKind.GRACE, 15.5),
+        ({"kind": "when-first-used"}, RotationKind.WHEN_FIRST_USED, None),
+        ({"kind": "none"}, RotationKind.NONE, None),
+        (..., RotationKind.STRICT, None),
+    ],
+)
+def test_each_kind_of_rotation_can_be_said(rotation: object, kind: RotationKind, seconds: float | None) -> None:
+    """A provider of which nothing is said gets nothing twice."""
+    parsed = parse_descriptor(changed("oauth.rotation", rotation), variables()).oauth.rotation
+
+    assert (parsed.kind, parsed.seconds) == (kind, seconds)
 
 
 WRONG_URLS = [
@@ -128,6 +147,16 @@ WRONG = {
     "unknown purpose": ("purposes", ["everything"]),
     "no redirect URIs": ("oauth.redirect_uris", []),
     "assertion too long": ("oauth.assertion_seconds", 61),
+    "rotation of no known kind": ("oauth.rotation", {"kind": "sometimes"}),
+    "rotation without a kind": ("oauth.rotation", {}),
+    "rotation in other letters": ("oauth.rotation", {"kind": "STRICT"}),
+    "rotation with a field of another": ("oauth.rotation", {"kind": "strict", "window": 1}),
+    "strict with seconds": ("oauth.rotation", {"kind": "strict", "seconds": 60}),
+    "grace without seconds": ("oauth.rotation", {"kind": "grace"}),
+    "grace of no time": ("oauth.rotation", {"kind": "grace", "seconds": 0}),
+    "grace below zero": ("oauth.rotation", {"kind": "grace", "seconds": -1}),
+    "grace as text": ("oauth.rotation", {"kind": "grace", "seconds": "60"}),
+    "grace that no repeat fits into": ("oauth.rotation", {"kind": "grace", "seconds": 15}),
     "number as text": ("accounts.history_days", "90"),
     "call too long": ("call_seconds", 61),
     "call without time": ("call_seconds", 0),

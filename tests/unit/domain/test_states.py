@@ -1,5 +1,6 @@
 """The two tables of states: every change that is allowed, and every other one refused."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from itertools import product
@@ -110,6 +111,22 @@ def test_only_an_active_consent_is_usable(state: ConsentState, reason: str) -> N
         consent(state=state).check_usable(Purpose.PAYMENTS, NOW)
 
     assert refused.value.reason == reason
+
+
+@pytest.mark.parametrize(("microseconds", "usable"), [(-1, True), (0, False), (1, False)])
+def test_a_consent_that_needs_its_owner_is_usable_while_its_access_token_lives(microseconds: int, usable: bool) -> None:
+    """C29: to the microsecond, for its purposes only, and never past its own end."""
+    flagged = consent(state=C.NEEDS_REAUTHORISATION, access_expire_time=NOW)
+    moment = NOW + timedelta(microseconds=microseconds)
+
+    assert flagged.is_usable(moment) is usable
+    with pytest.raises(PreconditionFailed) if not usable else nullcontext():
+        flagged.check_usable(Purpose.PAYMENTS, moment)
+    with pytest.raises(PreconditionFailed):
+        replace(flagged, purposes=frozenset({Purpose.ACCOUNTS})).check_usable(Purpose.PAYMENTS, moment)
+    with pytest.raises(PreconditionFailed) as expired:
+        replace(flagged, expire_time=moment).check_usable(Purpose.PAYMENTS, moment)
+    assert expired.value.reason == ("CONSENT_EXPIRED" if usable else "CONSENT_NEEDS_REAUTHORISATION")
 
 
 def test_an_active_consent_is_usable_for_its_purposes_until_it_expires() -> None:

@@ -357,6 +357,8 @@ def test_frequent_reads_use_an_index(tmp_path: Path) -> None:
         "consents_by_token_expiry": consents._expiring,
         "consents_by_caller": consents._list._compile(("caller",), None, ()),
         "consents_holding_key": consents._list._compile((), ended, ("length(wrapped_data_key) > 0",)),
+        "consents_by_refresh_time": consents._due,
+        "refresh_leases_unresolved": consents._unresolved,
         "payments_by_consent": payments._list._compile(("consent",), None, ()),
         "payments_by_state": payments._list._compile((), ("dispatched", "reconciling"), ()),
     }

@@ -28,6 +28,8 @@ def test_the_metrics_that_operators_rely_on_are_there() -> None:
         "custody_payments",
         "custody_consents",
         "custody_tokens_expiring",
+        "custody_token_refreshes_total",
+        "custody_refresh_tokens_lost_total",
         "custody_log_entries",
         "custody_log_checkpoint_timestamp_seconds",
         "custody_process_restarts_total",
