@@ -62,8 +62,8 @@ def may_send(
     repeatable = _REPEATABLE_SECONDS[kind]
     if repeatable is None:
         repeatable = grace_seconds or 0.0
-    if math.isinf(repeatable):
-        return True
+    if repeatable in (0.0, math.inf):
+        return repeatable > 0
     age_seconds = (now - unresolved_since).total_seconds()
     return -CLOCK_ERROR_SECONDS <= age_seconds <= repeatable - call_seconds - CLOCK_ERROR_SECONDS
 

@@ -118,6 +118,16 @@ async def test_a_round_begins_only_so_many() -> None:
     assert [await round_of(world.core) for _ in range(3)] == [AT_ONCE, 10, 0]
 
 
+async def test_overlapping_rounds_begin_nothing_twice() -> None:
+    """A round that comes before the first one's refreshes have taken their leases finds nothing new to do."""
+    world = World(token_seconds=1000)
+    await consents(world, 3)
+    world.clock.advance(600)
+
+    assert [await world.core.refresher.run_due() for _ in range(3)] == [3, 0, 0]
+    await world.core.tasks.drain(seconds=5)
+
+
 async def test_many_sidecars_renew_each_token_once() -> None:
     """R6 in the background: five sidecars do their rounds at the same time; each token is sent once."""
     world = World(token_seconds=1000)

@@ -40,16 +40,19 @@ class Killed(BaseException):
 
 
 class MortalStore(FakeStore):
-    """Dies (once) before or after the command of a name."""
+    """Dies (once) before or after the command of a name; `before_change` happens before the next change of a consent."""
 
     def __init__(self, world: World) -> None:
         super().__init__(signer=SIGNER, clock=world.clock)
         self.dies: tuple[str, str] | None = None
+        self.before_change: list[Callable[[], Awaitable[None]]] = []
 
     async def take_refresh_lease(self, *arguments: Any, **named: Any) -> int | None:
         return await self._mortal("take", lambda: super(MortalStore, self).take_refresh_lease(*arguments, **named))
 
     async def change_consent(self, *arguments: Any, **named: Any) -> Any:
+        if self.before_change:
+            await self.before_change.pop(0)()
         return await self._mortal("change", lambda: super(MortalStore, self).change_consent(*arguments, **named))
 
     async def release_refresh_lease(self, *arguments: Any, **named: Any) -> None:
@@ -216,6 +219,29 @@ async def test_a_flag_outlives_a_store_that_is_away() -> None:
 
     await world.core.tokens.renew(await world.stored(consent))
 
+    assert (await world.stored(consent)).state is ConsentState.NEEDS_REAUTHORISATION
+
+
+@pytest.mark.parametrize("answered", [lost, lambda _answer: answer(400, {"error": "invalid_grant"})])
+@pytest.mark.parametrize("trouble", ["away", "changed"])
+async def test_what_the_owner_must_know_is_written_whatever_happens(trouble: str, answered: Any) -> None:
+    """The store is away, or the row changes, just when it is to be written that the owner is needed: it is written all the same."""
+    world = new_world("strict")
+    consent = await due(world)
+    assert isinstance(world.store, MortalStore)
+    world.bank.script["token"] = [answered]
+
+    async def happens() -> None:
+        if trouble == "away":
+            world.store.failures.extend([AWAY] * 2)
+        else:
+            current = await world.stored(consent)
+            await world.store.change_consent(current.with_changes(), audit=[draft(AuditEvent.TOKEN_USE)])
+
+    world.store.before_change = [happens]
+    await world.core.tokens.renew(await world.stored(consent))
+
+    assert world.store.before_change == []
     assert (await world.stored(consent)).state is ConsentState.NEEDS_REAUTHORISATION
 
 
@@ -534,7 +560,7 @@ async def test_a_pair_of_which_only_the_access_token_is_new_keeps_its_refresh_to
     assert await versions(world, consent) == [(SecretKind.ACCESS_TOKEN, 2), (SecretKind.REFRESH_TOKEN, 1)]
 
 
-async def test_a_stale_confirmation_destroysnullcontext() -> None:
+async def test_a_stale_confirmation_destroys_nothing() -> None:
     """A call worked with a token that was replaced meanwhile: the pair that is in use now stays whole."""
     world = new_world("strict")
     consent = await due(world)
