@@ -13,8 +13,8 @@ branch_labels = None
 depends_on = None
 
 _STATEMENTS = (
-    "ALTER TABLE consents ADD COLUMN refresh_time INTEGER",
-    "ALTER TABLE refresh_leases ADD COLUMN unresolved_since INTEGER",
+    "ALTER TABLE consents ADD COLUMN refresh_time {number}",
+    "ALTER TABLE refresh_leases ADD COLUMN unresolved_since {number}",
     "CREATE INDEX consents_by_refresh_time ON consents (provider, state, refresh_time)",
     "CREATE INDEX refresh_leases_unresolved ON refresh_leases (expire_time) WHERE unresolved_since IS NOT NULL",
     # Such a change is a change of the row like any other: by one version. SecretKind.REFRESH_TOKEN is 4.
@@ -30,5 +30,6 @@ _STATEMENTS = (
 
 
 def upgrade() -> None:
+    number = "INTEGER" if op.get_bind().dialect.name == "sqlite" else "BIGINT"  # SQLite's STRICT tables know INTEGER only
     for statement in _STATEMENTS:
-        op.execute(statement)
+        op.execute(statement.format(number=number))
