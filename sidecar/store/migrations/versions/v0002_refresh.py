@@ -30,6 +30,7 @@ _STATEMENTS = (
 
 
 def upgrade() -> None:
-    number = "INTEGER" if op.get_bind().dialect.name == "sqlite" else "BIGINT"  # SQLite's STRICT tables know INTEGER only
+    # SQLite's STRICT tables know INTEGER only.
+    number = "INTEGER" if op.get_bind().dialect.name == "sqlite" else "BIGINT"
     for statement in _STATEMENTS:
         op.execute(statement.format(number=number))
