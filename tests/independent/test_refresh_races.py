@@ -37,6 +37,7 @@ from tests.independent.oauth_server import IndependentServer, independent_server
 from tests.unit.custody.support import PROVIDER, descriptor
 from tests.unit.egress.certificates import TestAuthority
 from tests.unit.egress.process import CLUSTER, running_egress, transport
+from tests.unit.store import postgresql
 from tests.unit.store.support import draft, new_claim, new_consent, new_database, opened
 
 RACES = 1000
@@ -47,6 +48,7 @@ SEED = 20261128
 OpenStore = Callable[[Path], AbstractAsyncContextManager[Store]]
 STORES: dict[str, OpenStore] = {
     "sqlite": lambda folder: opened(new_database(folder), clock=SystemClock(), cluster=CLUSTER),
+    "postgresql": lambda _folder: postgresql.opened(postgresql.new_database(), clock=SystemClock()),
 }
 
 

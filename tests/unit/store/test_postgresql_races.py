@@ -77,7 +77,9 @@ def test_r6_one_pod_gets_the_refresh_lease() -> None:
             for number in range(_ROUNDS):
                 outcomes = await _both(
                     *(
-                        store.take_refresh_lease(consent.id, holder=str(store), now=NOW, seconds=30, audit=draft())
+                        store.take_refresh_lease(
+                            consent.id, holder=str(store), now=NOW, seconds=30, after_epoch=number, audit=draft()
+                        )
                         for store in (one, other)
                     )
                 )
