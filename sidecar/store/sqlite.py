@@ -72,6 +72,9 @@ class SqliteDialect:
     def insert_unless_there(self, table: Table) -> Insert:
         return core_sqlite.insert(table).on_conflict_do_nothing(index_elements=list(table.primary_key.columns))
 
+    def insert_unless_taken(self, table: Table) -> Insert:
+        return core_sqlite.insert(table).on_conflict_do_nothing()
+
     def without_index(self, column: str) -> str:
         return f"+{column}"
 

@@ -43,6 +43,9 @@ class SqlDialect(Protocol):
     def insert_unless_there(self, table: Table) -> Insert:
         """Inserts a row, or nothing where the primary key is taken."""
 
+    def insert_unless_taken(self, table: Table) -> Insert:
+        """Inserts a row, or nothing where anything of it that must be unique is taken."""
+
     def without_index(self, column: str) -> str:
         """The column as SQL, so that no index on it is chosen where another one sorts."""
 

@@ -45,6 +45,9 @@ class PostgresqlDialect:
     def insert_unless_there(self, table: Table) -> Insert:
         return core_postgresql.insert(table).on_conflict_do_nothing(index_elements=list(table.primary_key.columns))
 
+    def insert_unless_taken(self, table: Table) -> Insert:
+        return core_postgresql.insert(table).on_conflict_do_nothing()
+
     def without_index(self, column: str) -> str:
         return column  # its planner knows by itself which index sorts
 

@@ -19,7 +19,7 @@ from sidecar.domain.consent import AccountReference, Consent, ConsentState, Purp
 from sidecar.domain.ids import ConsentId, OwnerId, PaymentId, ProviderId, RequestId, WorkloadId
 from sidecar.domain.money import Money
 from sidecar.domain.payment import IdempotencyClass, Payment, PaymentInstruction, PaymentProduct, PaymentState
-from sidecar.ports import CheckpointSigner, Claim, Clock
+from sidecar.ports import CheckpointSigner, Claim, Clock, Store
 from sidecar.store import SqliteStore
 from tests.fakes.store import HandClock, SoftwareSigner
 
@@ -150,3 +150,12 @@ def intent_draft(payment: Payment) -> AuditDraft:
 
 def dispatch_draft(payment: Payment) -> AuditDraft:
     return draft(AuditEvent.PAYMENT_DISPATCHED, payment=payment.id, consent=payment.consent, epoch=payment.epoch)
+
+
+async def stored_intent(store: Store) -> tuple[Consent, Payment]:
+    """An active consent and a payment under it that may be dispatched, both stored."""
+    consent = active_consent()
+    await store.claim_consent(consent, new_claim(), draft())
+    payment = new_payment(consent)
+    await store.claim_payment(payment, claim_of(payment), intent_draft(payment))
+    return consent, payment

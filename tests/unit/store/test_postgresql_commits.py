@@ -37,13 +37,11 @@ from tests.unit.store.postgresql import (
 from tests.unit.store.support import (
     NOW,
     active_consent,
-    claim_of,
     dispatch_draft,
     draft,
-    intent_draft,
     new_claim,
     new_consent,
-    new_payment,
+    stored_intent,
 )
 
 
@@ -57,10 +55,7 @@ class Work:
 
     @classmethod
     async def prepared(cls, store: PostgresqlStore) -> "Work":
-        consent = active_consent()
-        await store.claim_consent(consent, new_claim(), draft())
-        payment = new_payment(consent)
-        await store.claim_payment(payment, claim_of(payment), intent_draft(payment))
+        _, payment = await stored_intent(store)
         return cls(payment=payment, dispatched=payment.to(PaymentState.DISPATCHED, now=NOW), claim=new_claim())
 
     async def together(

@@ -11,16 +11,14 @@ from sidecar.domain.payment import PaymentState
 from sidecar.errors import CustodyError, Unavailable
 from sidecar.store import StoreRefused
 from tests.rpc.pki import SERVER, Authority
-from tests.unit.store.postgresql import migrated_on, opened
+from tests.unit.store.postgresql import migrated_on, opened, until
 from tests.unit.store.support import (
     NOW,
     active_consent,
-    claim_of,
     dispatch_draft,
     draft,
-    intent_draft,
     new_claim,
-    new_payment,
+    stored_intent,
 )
 from tools.postgresql.cluster import SIDECAR, ScratchCluster
 
@@ -131,6 +129,13 @@ def _both(one: ScratchCluster, other: ScratchCluster, database: str) -> str:
     return f"postgresql://{SIDECAR}@/{database}?host={one.sockets},{other.sockets}&port={one.port},{other.port}"
 
 
+def _has_all(standby: ScratchCluster, primary: ScratchCluster) -> bool:
+    with primary.connect() as connection:
+        (written,) = connection.execute("SELECT pg_current_wal_lsn()").fetchall()[0]
+    with standby.connect() as connection:
+        return bool(connection.execute("SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", (written,)).fetchall()[0][0])
+
+
 def _promote(standby: ScratchCluster) -> None:
     with standby.connect() as connection:
         assert connection.execute("SELECT pg_promote(true, 30)").fetchall() == [(True,)]
@@ -182,11 +187,8 @@ def test_after_a_fail_over_that_lost_commits_nothing_is_written() -> None:
             name = migrated_on(primary)
             with primary.replica() as standby:
                 async with opened(name, url=_both(primary, standby, name), alarm=told.append) as store:
-                    consent = active_consent()
-                    await store.claim_consent(consent, new_claim(), draft())
-                    payment = new_payment(consent)
-                    await store.claim_payment(payment, claim_of(payment), intent_draft(payment))
-                    await asyncio.sleep(1)  # the replica has all of this
+                    _, payment = await stored_intent(store)
+                    await until(lambda: _has_all(standby, primary))
                     await asyncio.to_thread(standby.stop)
                     dispatched = payment.to(PaymentState.DISPATCHED, now=NOW)
                     await store.record_dispatch(dispatched, expected_epoch=1, audit=dispatch_draft(dispatched))

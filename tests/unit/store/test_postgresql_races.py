@@ -27,6 +27,7 @@ from tests.unit.store.support import (
     intent_draft,
     new_claim,
     new_payment,
+    stored_intent,
 )
 
 _ROUNDS = 25
@@ -144,7 +145,7 @@ def test_one_first_master_key() -> None:
     """Two pods start on an empty database: one makes the master key, the other learns that there is one; one is current."""
 
     async def run() -> None:
-        for _ in range(5):
+        for _ in range(20):
             async with two() as (one, other):
                 first = MasterKeyRecord(
                     key_id=b"1" * 16, version=1, wrapped=b"w", root_key_id="root", current=True, create_time=NOW
@@ -153,6 +154,30 @@ def test_one_first_master_key() -> None:
                 outcomes = await _both(one.add_master_key(first, draft()), other.add_master_key(second, draft()))
                 assert sorted(type(outcome).__name__ for outcome in outcomes) == ["NoneType", "StaleVersion"]
                 assert list(await one.master_keys()) == [first if outcomes[0] is None else second]
+
+    asyncio.run(run())
+
+
+def test_of_two_first_master_keys_of_different_versions_one_stays() -> None:
+    """The constraint that notices is the one on the current key: that, too, is being late, and no defect."""
+
+    async def run() -> None:
+        name = new_database()
+        async with faulty(name) as (one, first), faulty(name, instance="pod-2") as (other, second):
+            await other.record([draft()])
+            key = MasterKeyRecord(
+                key_id=b"1" * 16, version=1, wrapped=b"w", root_key_id="root", current=True, create_time=NOW
+            )
+            pause = first.fault = Pause("COMMIT")
+            earlier = asyncio.create_task(one.add_master_key(key, draft()))
+            await until(pause.reached.is_set)
+            later = asyncio.create_task(other.add_master_key(replace(key, key_id=b"2" * 16, version=2), draft()))
+            await _is_blocked(second)
+            pause.go_on.set()
+            await earlier
+            with pytest.raises(StaleVersion):
+                await later
+            assert list(await other.master_keys()) == [key]
 
     asyncio.run(run())
 
@@ -183,10 +208,7 @@ def test_r8_a_dispatch_waits_for_the_revocation_before_it() -> None:
     async def run() -> None:
         name = new_database()
         async with faulty(name) as (one, first), faulty(name, instance="pod-2") as (other, second):
-            consent = active_consent()
-            await one.claim_consent(consent, new_claim(), draft())
-            payment = new_payment(consent)
-            await one.claim_payment(payment, claim_of(payment), intent_draft(payment))
+            consent, payment = await stored_intent(one)
             await other.record([draft()])
             dispatched = payment.to(PaymentState.DISPATCHED, now=NOW)
             pause = first.fault = Pause("COMMIT")
@@ -212,10 +234,7 @@ def test_r8_a_revocation_waits_for_the_dispatch_before_it() -> None:
     async def run() -> None:
         name = new_database()
         async with faulty(name) as (one, first), faulty(name, instance="pod-2") as (other, second):
-            consent = active_consent()
-            await one.claim_consent(consent, new_claim(), draft())
-            payment = new_payment(consent)
-            await one.claim_payment(payment, claim_of(payment), intent_draft(payment))
+            consent, payment = await stored_intent(one)
             await one.record([draft()])
             dispatched = payment.to(PaymentState.DISPATCHED, now=NOW)
             pause = second.fault = Pause("COMMIT")
@@ -239,10 +258,7 @@ def test_a_late_reconciler_is_stale_and_no_defect() -> None:
     async def run() -> None:
         name = new_database()
         async with faulty(name) as (one, first), faulty(name, instance="pod-2") as (other, second):
-            consent = active_consent()
-            await one.claim_consent(consent, new_claim(), draft())
-            payment = new_payment(consent)
-            await one.claim_payment(payment, claim_of(payment), intent_draft(payment))
+            _, payment = await stored_intent(one)
             await other.record([draft()])
             ended = payment.to(PaymentState.ABANDONED, now=NOW)
 
