@@ -24,6 +24,8 @@ __all__ = [
     "HsmConfiguration",
     "Listener",
     "PolicyFile",
+    "PolicyLimit",
+    "PolicyPeriodicLimit",
     "ProviderConfiguration",
     "load_configuration",
     "load_policy",
@@ -159,6 +161,16 @@ class PolicyLimit(_Section, frozen=True, kw_only=True):
     amount: Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,12}(\.[0-9]{1,3})?\Z")]
 
 
+class PolicyPeriodicLimit(_Section, frozen=True, kw_only=True):
+    """The most that all payments of a workload may move together in one period of the calendar, in UTC: a week begins on Monday, a
+    fortnight is two weeks counted from 1 January 2001, a half-year begins on 1 January or 1 July. Payments of unknown outcome
+    count; only a definite rejection gives an amount back."""
+
+    currency_code: Annotated[str, msgspec.Meta(pattern=r"^[A-Z]{3}\Z")]
+    amount: Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,12}(\.[0-9]{1,3})?\Z")]
+    period_type: Literal["day", "week", "fortnight", "month", "half-year", "year"]
+
+
 class PolicyWorkload(_Section, frozen=True, kw_only=True):
     """`workload` is a SPIFFE ID or `workload:NAME` of a bound socket. `owners: any` or a list; there are no patterns."""
 
@@ -171,6 +183,7 @@ class PolicyWorkload(_Section, frozen=True, kw_only=True):
     imports: bool = False  # whether it may bring in tokens that it holds elsewhere
     owners: Literal["any"] | tuple[Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._:@-]{1,64}\Z")], ...] = ()
     payment_limits: tuple[PolicyLimit, ...] = ()
+    periodic_limits: tuple[PolicyPeriodicLimit, ...] = ()
 
 
 class PolicyFile(_Section, frozen=True, kw_only=True):
@@ -208,9 +221,19 @@ def load_policy(path: Path) -> PolicyFile:
     for index, entry in entries:
         codes = sorted(_doubled(limit.currency_code for limit in entry.payment_limits))
         mistakes += [f"workloads[{index}].payment_limits: {code} stands more than once" for code in codes]
+        mistakes += [f"workloads[{index}].periodic_limits{mistake}" for mistake in _periodic_mistakes(entry)]
     if mistakes:
         raise ConfigurationError(mistakes)
     return _converted(document, PolicyFile)
+
+
+def _periodic_mistakes(entry: PolicyWorkload) -> Iterator[str]:
+    kinds = [f"{limit.currency_code} a {limit.period_type}" for limit in entry.periodic_limits]
+    yield from (f": {kind} stands more than once" for kind in sorted(_doubled(kinds)))
+    allowed = {limit.currency_code for limit in entry.payment_limits}
+    for index, limit in enumerate(entry.periodic_limits):
+        if limit.currency_code not in allowed:
+            yield f"[{index}].currency_code: {limit.currency_code} has no limit in payment_limits, so no payment is allowed in it"
 
 
 def load_yaml(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Protocol
 from sidecar.domain.audit import AuditDraft
 from sidecar.domain.consent import Consent, ConsentState
 from sidecar.domain.ids import ConsentId, OwnerId, PaymentId, ProviderId, RequestId, WorkloadId
+from sidecar.domain.limits import Reservation
 from sidecar.domain.payment import DispatchPermit, Payment, PaymentState
 from sidecar.domain.provider import KeyPurpose, ProviderRequest, SendOutcome, TokenOutcome
 from sidecar.domain.secrets import SealedSecret, SecretContext, SecretKind
@@ -363,8 +364,14 @@ class Store(Protocol):
 
     # -- payments
 
-    async def claim_payment(self, payment: Payment, claim: Claim, audit: AuditDraft) -> Claim | None:
-        """Inserts the intent and its claim. Returns None when this call won, else the claim that was there first."""
+    async def claim_payment(
+        self, payment: Payment, claim: Claim, audit: AuditDraft, *, reservations: Sequence[Reservation] = ()
+    ) -> Claim | None:
+        """Inserts the intent and its claim, and reserves the payment's amount in each of the limits. Returns None when this call
+        won, else the claim that was there first, for which nothing is reserved again.
+
+        Raises Refused(LIMIT_EXCEEDED) where one of the limits has no room; then nothing was written, no claim either.
+        """
 
     async def change_payment(
         self,
@@ -372,9 +379,14 @@ class Store(Protocol):
         *,
         expected_states: frozenset[PaymentState],
         expected_epoch: int,
+        claim: Claim | None = None,
         audit: Sequence[AuditDraft],
-    ) -> None:
-        """Writes `payment` where the row's state and epoch are as expected; a terminal row never changes."""
+    ) -> Claim | None:
+        """Writes `payment` where the row's state and epoch are as expected; a terminal row never changes. A state of
+        NEVER_EXECUTED gives back, once, what the payment had reserved; no other does.
+
+        With a claim: returns the earlier claim and writes nothing when the request id was used before.
+        """
 
     async def record_dispatch(self, payment: Payment, *, expected_epoch: int, audit: AuditDraft) -> DispatchPermit:
         """INTENT or RECONCILING becomes what `payment` says, under an HSM-signed checkpoint that covers `audit`.

@@ -21,6 +21,8 @@ from sidecar.config import (
     ConfigurationError,
     Listener,
     PolicyFile,
+    PolicyLimit,
+    PolicyPeriodicLimit,
     ProviderConfiguration,
     load_policy,
     load_yaml,
@@ -37,12 +39,14 @@ from sidecar.custody.owned_tasks import OwnedTasks
 from sidecar.custody.payments import Payments
 from sidecar.custody.reconcile import Reconciler
 from sidecar.custody.refresh import Refresher
+from sidecar.custody.resolve import Resolver
 from sidecar.custody.signing import Signing
 from sidecar.custody.tokens import RefreshEnd, Tokens
 from sidecar.domain.audit import AuditDraft, AuditEvent, AuditOutcome
 from sidecar.domain.caller import Policy, Role, WorkloadPolicy
 from sidecar.domain.consent import ConsentState, Purpose
 from sidecar.domain.ids import OwnerId, ProviderId, WorkloadId
+from sidecar.domain.limits import PeriodicLimit, PeriodType
 from sidecar.domain.money import Money, parse_amount
 from sidecar.domain.payment import PaymentState
 from sidecar.domain.provider import KeyPurpose
@@ -200,7 +204,11 @@ class Sidecar:
         )
         servicers = Servicers(
             consents=ConsentServicer(consents=consents),
-            payments=PaymentServicer(payments=payments, reconciler=reconciler),
+            payments=PaymentServicer(
+                payments=payments,
+                reconciler=reconciler,
+                resolver=Resolver(store=store, clock=self._clock, payments=payments),
+            ),
             accounts=AccountServicer(
                 accounts=Accounts(
                     store=store, egress=egress, hsm=hsm, clock=self._clock, connectors=connectors, tokens=tokens
@@ -468,12 +476,8 @@ def build_policy(file: PolicyFile) -> Policy:
     """Raises ConfigurationError for an amount that is not exact in its currency."""
     workloads = {}
     for index, entry in enumerate(file.workloads):
-        limits: dict[str, Money] = {}
-        for limit in entry.payment_limits:
-            amount = parse_amount(limit.currency_code, limit.amount)
-            if amount is None:
-                raise ConfigurationError([f"workloads[{index}].payment_limits: {limit.currency_code} is not exact"])
-            limits[limit.currency_code] = amount
+        where = f"workloads[{index}]"
+        limits = {limit.currency_code: _exact(limit, f"{where}.payment_limits") for limit in entry.payment_limits}
         workload = WorkloadId(entry.workload)
         workloads[workload] = WorkloadPolicy(
             workload=workload,
@@ -482,6 +486,12 @@ def build_policy(file: PolicyFile) -> Policy:
             providers=frozenset(ProviderId(provider) for provider in entry.providers),
             owners=None if entry.owners == "any" else frozenset(OwnerId(owner) for owner in entry.owners),
             payment_limits=limits,
+            periodic_limits=tuple(
+                PeriodicLimit(
+                    amount=_exact(limit, f"{where}.periodic_limits"), period_type=PeriodType(limit.period_type)
+                )
+                for limit in entry.periodic_limits
+            ),
             imports=entry.imports,
         )
     return Policy(workloads=workloads)
@@ -490,6 +500,11 @@ def build_policy(file: PolicyFile) -> Policy:
 def _host_name() -> str:
     """In Kubernetes the pod's name; of a StatefulSet it stays from pod to pod."""
     return socket.gethostname().lower()
+def _exact(limit: PolicyLimit | PolicyPeriodicLimit, where: str) -> Money:
+    amount = parse_amount(limit.currency_code, limit.amount)
+    if amount is None:
+        raise ConfigurationError([f"{where}: {limit.currency_code} is not exact"])
+    return amount
 
 
 def build_connectors(configuration: Configuration, keys: KeyFile) -> dict[ProviderId, Connector]:

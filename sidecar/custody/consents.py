@@ -38,6 +38,7 @@ from sidecar.domain.audit import AuditDraft, AuditEvent, AuditOutcome
 from sidecar.domain.caller import Caller
 from sidecar.domain.consent import TRANSITIONS, AccountReference, Consent, ConsentState, Purpose
 from sidecar.domain.ids import ConsentId, OwnerId, ProviderId, RequestId, new_consent_id
+from sidecar.domain.limits import PeriodicLimit, check_periodic_limits
 from sidecar.domain.money import Money
 from sidecar.domain.payment import PaymentState
 from sidecar.domain.provider import Answer, ProviderRequest, SendOutcome, TokenGrant
@@ -92,6 +93,7 @@ class CreateConsent:
     redirect_uri: str
     request_id: RequestId
     payment_limit: Money | None = None
+    periodic_limits: tuple[PeriodicLimit, ...] = ()
     psu: PsuContext | None = None
 
 
@@ -121,6 +123,7 @@ class ImportTokens:
     info: bytes
     request_id: RequestId
     payment_limit: Money | None = None
+    periodic_limits: tuple[PeriodicLimit, ...] = ()
 
 
 class Consents:
@@ -648,6 +651,7 @@ class Consents:
     def _new_consent(self, caller: Caller, request: CreateConsent | ImportTokens, *, redirect_uri: str) -> Consent:
         for index, account in enumerate(request.accounts):
             check_iban(account.iban, field=f"accounts[{index}].iban")
+        check_periodic_limits(request.periodic_limits, request.payment_limit)
         return Consent(
             id=new_consent_id(self._clock.now()),
             caller=caller.workload,
@@ -661,6 +665,7 @@ class Consents:
             create_time=self._clock.now(),
             expire_time=request.expire_time,
             payment_limit=request.payment_limit,
+            periodic_limits=request.periodic_limits,
         )
 
     async def _existing(self, consent_id: ConsentId) -> Consent:
@@ -700,6 +705,7 @@ def _create_digest(request: CreateConsent) -> bytes:
         request.expire_time.isoformat(),
         request.redirect_uri,
         _limit_text(request.payment_limit),
+        *_periodic_texts(request.periodic_limits),
     )
 
 
@@ -715,11 +721,17 @@ def _import_digest(request: ImportTokens) -> bytes:
         request.import_key_id,
         request.sealed_tokens,
         _limit_text(request.payment_limit),
+        *_periodic_texts(request.periodic_limits),
     )
 
 
 def _limit_text(limit: Money | None) -> str:
     return f"{limit.currency_code} {limit.minor_units}" if limit else ""
+
+
+def _periodic_texts(limits: Sequence[PeriodicLimit]) -> list[str]:
+    """Nothing where there is none: a request without them has the digest that it had before there were any."""
+    return [f"{each.period_type} {each.alignment} {_limit_text(each.amount)}" for each in limits]
 
 
 def _import_refused(refusal: InvalidField) -> InvalidField:

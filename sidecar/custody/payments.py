@@ -37,6 +37,7 @@ from sidecar.domain.audit import AuditDraft, AuditEvent, AuditOutcome
 from sidecar.domain.caller import Caller
 from sidecar.domain.consent import AccountReference, Consent, Purpose
 from sidecar.domain.ids import ConsentId, OwnerId, PaymentId, ProviderId, RequestId, new_payment_id
+from sidecar.domain.limits import Reservation
 from sidecar.domain.money import Money
 from sidecar.domain.payment import (
     PRODUCT_CURRENCIES,
@@ -55,7 +56,6 @@ from sidecar.errors import (
     InvalidField,
     NotFound,
     PreconditionFailed,
-    Refused,
     StaleVersion,
     Unavailable,
 )
@@ -131,7 +131,11 @@ class Payments:
         if earlier is None:
             instruction = self._check(caller, consent, request)
             payment = self._intend(caller, consent, request, instruction, claim)
-            begun = await self._tasks.run(self._begin(payment, consent, request.psu, claim))
+            reservations = (
+                *consent.reservations(request.amount, payment.create_time),
+                *caller.reservations(request.amount, payment.create_time),
+            )
+            begun = await self._tasks.run(self._begin(payment, consent, request.psu, claim, reservations))
             if isinstance(begun, Payment):
                 return begun
             earlier = begun
@@ -142,11 +146,18 @@ class Payments:
         self._check(caller, consent, request)  # nothing was sent yet, and policy or consent may have changed meanwhile
         return await self._tasks.run(self._take_up(payment, consent, request.psu))
 
-    async def _begin(self, payment: Payment, consent: Consent, psu: PsuContext | None, claim: Claim) -> Payment | Claim:
-        """The claim with the intent, and the way from there; or the claim that was there first."""
+    async def _begin(
+        self,
+        payment: Payment,
+        consent: Consent,
+        psu: PsuContext | None,
+        claim: Claim,
+        reservations: Sequence[Reservation],
+    ) -> Payment | Claim:
+        """The claim with the intent, within all limits, and the way from there; or the claim that was there first."""
         with self._run_of(payment.id):
             draft = payment_draft(payment, consent, AuditEvent.PAYMENT_INTENT, AuditOutcome.INTENDED)
-            earlier = await self._store.claim_payment(payment, claim, draft)
+            earlier = await self._store.claim_payment(payment, claim, draft, reservations=reservations)
             return earlier or await self._drive(payment, consent, psu)
 
     async def _take_up(self, payment: Payment, consent: Consent, psu: PsuContext | None) -> Payment:
@@ -388,7 +399,7 @@ class Payments:
             raise _violation("amount", "positive", "must be more than zero")
         caller.check_amount(request.amount)
         consent.check_usable(Purpose.PAYMENTS, self._clock.now())
-        _check_limit(consent, request.amount)
+        consent.check_amount(request.amount)
         if request.product not in connector.descriptor.payments.products:
             raise _violation("product", "provider", "must be a payment product that the provider offers")
         debtor = _debtor(consent, request)
@@ -527,12 +538,6 @@ def _debtor(consent: Consent, request: InitiatePayment) -> AccountReference:
     if consent.named_account(request.debtor_account) is None:
         raise PreconditionFailed("ACCOUNT_NOT_CONSENTED", "the consent does not cover the account that is to pay")
     return request.debtor_account
-
-
-def _check_limit(consent: Consent, amount: Money) -> None:
-    limit = consent.payment_limit
-    if limit and (limit.currency_code != amount.currency_code or amount.minor_units > limit.minor_units):
-        raise Refused("LIMIT_EXCEEDED", "the consent does not allow a payment of this amount")
 
 
 def _violation(field: str, rule: str, description: str) -> InvalidField:

@@ -36,6 +36,7 @@ class AuditEvent(IntEnum):
     PAYMENT_STATUS = 44
     PAYMENT_NEEDS_ATTENTION = 45
     PAYMENT_ABANDONED = 46
+    PAYMENT_RESOLVED = 47  # a person's finding; the digest is that of what they wrote
     SIGNATURE_MADE = 60
     KEY_CREATED = 70
     LOG_EXPORTED = 80
@@ -55,7 +56,7 @@ class AuditDraft:
     """One thing that is about to happen or has happened.
 
     `subject` is HMAC-SHA-256 of the owner under the consent's own subject key (32 bytes) or empty; `detail_digest` is
-    SHA-256 over the bytes acted upon (32 bytes) or empty. `reason` is the name of an ErrorReason or empty.
+    SHA-256 over the bytes acted upon (32 bytes) or empty. `reason` is the name of an ErrorReason or of a Finding, or empty.
     """
 
     event: AuditEvent

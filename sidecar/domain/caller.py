@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from enum import StrEnum
 
 from sidecar.domain.consent import Purpose
 from sidecar.domain.ids import OwnerId, ProviderId, WorkloadId
+from sidecar.domain.limits import CALENDAR_ANCHOR, PeriodicLimit, Reservation
 from sidecar.domain.money import Money
 from sidecar.errors import Refused
 
@@ -30,6 +32,7 @@ class WorkloadPolicy:
     payment_limits: Mapping[str, Money] = field(
         default_factory=dict
     )  # the largest single payment; none for a missing currency
+    periodic_limits: tuple[PeriodicLimit, ...] = ()  # of all its payments together; aligned to the calendar
     imports: bool = False
 
 
@@ -75,6 +78,12 @@ class Caller:
         limit = self.policy.payment_limits.get(amount.currency_code)
         if limit is None or amount.minor_units > limit.minor_units:
             raise Refused("LIMIT_EXCEEDED", "the policy does not allow this workload a payment of this amount")
+
+    def reservations(self, amount: Money, moment: datetime) -> tuple[Reservation, ...]:
+        """What a payment of `amount` at `moment` takes of this workload's periodic limits."""
+        scope = f"caller:{self.workload}"
+        limits = [limit for limit in self.policy.periodic_limits if limit.amount.currency_code == amount.currency_code]
+        return tuple(limit.reservation(amount, moment, scope=scope, since=CALENDAR_ANCHOR) for limit in limits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,12 +3,13 @@
 import hashlib
 import hmac
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 
 from sidecar.domain.ids import ConsentId, OwnerId, ProviderId, WorkloadId
+from sidecar.domain.limits import PeriodicLimit, Reservation
 from sidecar.domain.money import Money
-from sidecar.errors import NotFound, PreconditionFailed
+from sidecar.errors import NotFound, PreconditionFailed, Refused
 
 __all__ = ["TRANSITIONS", "AccountReference", "Consent", "ConsentState", "Purpose"]
 
@@ -74,6 +75,7 @@ class Consent:
     create_time: datetime
     expire_time: datetime
     payment_limit: Money | None = None
+    periodic_limits: tuple[PeriodicLimit, ...] = ()
     provider_consent_id: str = ""
     state_digest: bytes = b""  # SHA-256 of the `state` that the redirect must bring back
     authorisation_uri: str = ""
@@ -123,6 +125,20 @@ class Consent:
         if self.state is ConsentState.NEEDS_REAUTHORISATION:
             return self.access_expire_time is not None and now < self.access_expire_time
         return self.state is ConsentState.ACTIVE
+
+    def check_amount(self, amount: Money) -> None:
+        """Raises Refused for a payment that this consent does not allow whatever was paid before."""
+        single = self.payment_limit
+        limits = [limit.amount for limit in self.periodic_limits] + ([single] if single else [])
+        if any(limit.currency_code != amount.currency_code for limit in limits) or (
+            single and amount.minor_units > single.minor_units
+        ):
+            raise Refused("LIMIT_EXCEEDED", "the consent does not allow a payment of this amount")
+
+    def reservations(self, amount: Money, moment: datetime) -> tuple[Reservation, ...]:
+        """What a payment of `amount` at `moment` takes of this consent's periodic limits."""
+        scope, since = f"consent:{self.id}", self.create_time.astimezone(UTC).date()
+        return tuple(limit.reservation(amount, moment, scope=scope, since=since) for limit in self.periodic_limits)
 
     def not_active(self) -> PreconditionFailed:
         reason, advice = _NOT_ACTIVE.get(

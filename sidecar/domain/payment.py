@@ -13,15 +13,18 @@ from sidecar.domain.money import Money
 from sidecar.errors import Internal
 
 __all__ = [
+    "NEVER_EXECUTED",
     "PRODUCT_CURRENCIES",
     "TERMINAL",
     "TRANSITIONS",
     "DispatchPermit",
+    "Finding",
     "IdempotencyClass",
     "Payment",
     "PaymentInstruction",
     "PaymentProduct",
     "PaymentState",
+    "Resolution",
 ]
 
 
@@ -82,6 +85,30 @@ TRANSITIONS: dict[PaymentState, frozenset[PaymentState]] = {
     _S.ABANDONED: frozenset(),
 }
 TERMINAL = frozenset(state for state, following in TRANSITIONS.items() if not following)
+# Definitely no money moved and none will: what the payment had reserved of the periodic limits is free again.
+NEVER_EXECUTED = frozenset({_S.REJECTED, _S.REJECTED_LATE, _S.CANCELLED, _S.ABANDONED})
+
+
+class Finding(StrEnum):
+    """What a person found out at the bank about a payment that needs attention."""
+
+    EXECUTED = "executed"
+    NOT_EXECUTED = "not-executed"
+
+    @property
+    def state(self) -> PaymentState:
+        """Both are final: where the answer was lost there is no id of the bank's by which more could be learned."""
+        return _S.SETTLED if self is Finding.EXECUTED else _S.REJECTED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolution:
+    """Who found out what became of a payment, when, and what they checked (`reason`, in their words)."""
+
+    finding: Finding
+    reason: str
+    administrator: WorkloadId
+    resolve_time: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,12 +155,24 @@ class Payment:
     provider_status: str = ""
     authorisation_uri: str = ""
     status_reason: str = ""
+    resolution: Resolution | None = None  # of a payment that needed attention; never changes
 
     def to(self, state: PaymentState, *, now: datetime, **changes: object) -> "Payment":
         """This payment in `state`. Raises Internal when the table has no such transition."""
         if state not in TRANSITIONS[self.state]:
             raise Internal("a payment cannot make this change of state")
         return replace(self, state=state, update_time=now, **changes)  # type: ignore[arg-type]
+
+    def resolved(self, resolution: Resolution) -> "Payment":
+        """This payment with a person's finding. The next epoch: nothing that still runs for it may write any more."""
+        return self.to(
+            resolution.finding.state,
+            now=resolution.resolve_time,
+            epoch=self.epoch + 1,
+            status_reason=resolution.finding.name,
+            resolution=resolution,
+            next_attempt_time=None,
+        )
 
     @property
     def is_terminal(self) -> bool:

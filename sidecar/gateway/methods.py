@@ -28,6 +28,7 @@ METHODS: Final = MappingProxyType(
         "/custody.v1.PaymentService/InitiatePayment": _APPLICATION,
         "/custody.v1.PaymentService/GetPayment": _APPLICATION | _ADMINISTRATOR,
         "/custody.v1.PaymentService/ListPayments": _APPLICATION | _ADMINISTRATOR,
+        "/custody.v1.PaymentService/ResolvePayment": _ADMINISTRATOR,
         "/custody.v1.AccountService/ListAccounts": _APPLICATION,
         "/custody.v1.AccountService/ListBalances": _APPLICATION,
         "/custody.v1.AccountService/ListTransactions": _APPLICATION,

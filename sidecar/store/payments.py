@@ -32,6 +32,10 @@ _CHANGING = (
     "provider_status",
     "authorisation_uri",
     "status_reason",
+    "resolution_finding",
+    "resolution_reason",
+    "resolution_administrator",
+    "resolve_time",
 )
 _FIXED = (
     "caller",

@@ -11,8 +11,17 @@ from typing import Any, TypeVar
 
 from sidecar.domain.consent import AccountReference, Consent, ConsentState, Purpose
 from sidecar.domain.ids import ConsentId, OwnerId, PaymentId, ProviderId, RequestId, WorkloadId
+from sidecar.domain.limits import PeriodAlignment, PeriodicLimit, PeriodType
 from sidecar.domain.money import EXPONENTS, Money
-from sidecar.domain.payment import IdempotencyClass, Payment, PaymentInstruction, PaymentProduct, PaymentState
+from sidecar.domain.payment import (
+    Finding,
+    IdempotencyClass,
+    Payment,
+    PaymentInstruction,
+    PaymentProduct,
+    PaymentState,
+    Resolution,
+)
 from sidecar.domain.secrets import SealedSecret, SecretKind
 from sidecar.errors import Corrupt, Internal
 from sidecar.ports import Claim, MasterKeyRecord, RefreshLease
@@ -91,6 +100,7 @@ def consent_row(consent: Consent) -> dict[str, Value]:
         "failure_reason": consent.failure_reason,
         "version": consent.version,
         "refresh_time": _optional_time(consent.refresh_time),
+        "periodic_limits": json.dumps([_limit_row(each) for each in consent.periodic_limits]),
     }
 
 
@@ -121,6 +131,7 @@ def consent_of(row: Row) -> Consent:
         failure_reason,
         version,
         refresh_time,
+        periodic_limits,
     ) = row
     return Consent(
         id=ConsentId(identifier),
@@ -146,11 +157,12 @@ def consent_of(row: Row) -> Consent:
         failure_reason=failure_reason,
         version=version,
         refresh_time=_time_or_none(refresh_time),
+        periodic_limits=tuple(_periodic_limit(each) for each in _list(periodic_limits)),
     )
 
 
 def payment_row(payment: Payment) -> dict[str, Value]:
-    instruction = payment.instruction
+    instruction, resolution = payment.instruction, payment.resolution
     return {
         "id": payment.id,
         "caller": payment.caller,
@@ -185,6 +197,10 @@ def payment_row(payment: Payment) -> dict[str, Value]:
         "provider_status": payment.provider_status,
         "authorisation_uri": payment.authorisation_uri,
         "status_reason": payment.status_reason,
+        "resolution_finding": resolution.finding.value if resolution else None,
+        "resolution_reason": resolution.reason if resolution else None,
+        "resolution_administrator": resolution.administrator if resolution else None,
+        "resolve_time": to_microseconds(resolution.resolve_time) if resolution else None,
     }
 
 
@@ -224,6 +240,7 @@ def payment_of(row: Row) -> Payment:
         provider_status,
         authorisation_uri,
         status_reason,
+        *resolution,
     ) = row
     return Payment(
         id=PaymentId(identifier),
@@ -258,6 +275,7 @@ def payment_of(row: Row) -> Payment:
         provider_status=provider_status,
         authorisation_uri=authorisation_uri,
         status_reason=status_reason,
+        resolution=_resolution(*resolution),
     )
 
 
@@ -315,6 +333,32 @@ def _list(text: str) -> list[Any]:
     if not isinstance(values, list):
         raise TypeError("not a list")
     return values
+
+
+def _resolution(finding: str | None, reason: str, administrator: str, resolve_time: int) -> Resolution | None:
+    if finding is None:
+        return None
+    return Resolution(
+        finding=Finding(finding),
+        reason=reason,
+        administrator=WorkloadId(administrator),
+        resolve_time=from_microseconds(resolve_time),
+    )
+
+
+def _limit_row(limit: PeriodicLimit) -> list[str | int]:
+    return [limit.period_type.value, limit.alignment.value, limit.amount.currency_code, limit.amount.minor_units]
+
+
+def _periodic_limit(value: object) -> PeriodicLimit:
+    if not isinstance(value, list):
+        raise TypeError("not a limit")
+    period_type, alignment, currency_code, minor_units = value
+    return PeriodicLimit(
+        amount=_money(currency_code, minor_units),
+        period_type=PeriodType(period_type),
+        alignment=PeriodAlignment(alignment),
+    )
 
 
 @lru_cache(maxsize=64)  # a handful of texts, read with every consent

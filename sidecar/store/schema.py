@@ -24,6 +24,8 @@ __all__ = [
     "CLAIMS",
     "CONSENTS",
     "INSTANCES",
+    "LIMIT_RESERVATIONS",
+    "LIMIT_WINDOWS",
     "LOG_CHECKPOINTS",
     "LOG_HEADS",
     "LOG_LEAVES",
@@ -36,7 +38,7 @@ __all__ = [
     "TEXT",
 ]
 
-SCHEMA_REVISION = "0002"  # the newest migration; the store works with exactly this one
+SCHEMA_REVISION = "0003"  # the newest migration; the store works with exactly this one
 
 METADATA = MetaData()
 NUMBER = BigInteger().with_variant(Integer(), "sqlite")  # SQLite's STRICT tables know INTEGER only
@@ -98,6 +100,7 @@ CONSENTS = Table(
     _column("failure_reason", TEXT),
     _column("version", NUMBER),
     _optional("refresh_time", NUMBER),  # when the background renews the tokens
+    _column("periodic_limits", TEXT),  # JSON: [period type, alignment, currency, minor units] each
 )
 
 SECRETS = Table(
@@ -156,8 +159,46 @@ PAYMENTS = Table(
     _column("authorisation_uri", TEXT),
     _column("status_reason", TEXT),
     _column("dispatch_epoch", NUMBER),  # of the newest permit, 0 before the first: one permit per epoch
+    _optional("resolution_finding", TEXT),  # the four of a person's finding are there together or not at all
+    _optional("resolution_reason", TEXT),
+    _optional("resolution_administrator", TEXT),
+    _optional("resolve_time", NUMBER),
     UniqueConstraint("caller", "request_id"),
     ForeignKeyConstraint(["caller", "request_id"], ["claims.caller", "claims.request_id"]),
+)
+
+LIMIT_WINDOWS = Table(
+    "limit_windows",
+    METADATA,
+    _column("scope", TEXT, key=True),  # whose limit: `consent:ID` or `caller:WORKLOAD`
+    _column("period_type", TEXT, key=True),
+    _column("alignment", TEXT, key=True),
+    _column("start_time", NUMBER, key=True),
+    _column("currency", TEXT, key=True),
+    _column("reserved", NUMBER),  # minor units of all payments that may move or have moved money
+)
+
+LIMIT_RESERVATIONS = Table(
+    "limit_reservations",
+    METADATA,
+    _column("payment", TEXT, ForeignKey("payments.id"), key=True),
+    _column("scope", TEXT, key=True),
+    _column("period_type", TEXT, key=True),
+    _column("alignment", TEXT, key=True),
+    _column("start_time", NUMBER),
+    _column("currency", TEXT),
+    _column("minor_units", NUMBER),
+    _column("released", NUMBER),  # 0 or 1
+    ForeignKeyConstraint(
+        ["scope", "period_type", "alignment", "start_time", "currency"],
+        [
+            "limit_windows.scope",
+            "limit_windows.period_type",
+            "limit_windows.alignment",
+            "limit_windows.start_time",
+            "limit_windows.currency",
+        ],
+    ),
 )
 
 MASTER_KEYS = Table(

@@ -14,7 +14,8 @@ from sidecar.audit.errors import EntryRefused, LogCorrupt
 from sidecar.domain.audit import AuditDraft, AuditEvent
 from sidecar.domain.consent import Consent, ConsentState
 from sidecar.domain.ids import ConsentId, PaymentId, ProviderId, RequestId, WorkloadId
-from sidecar.domain.payment import DispatchPermit, Payment, PaymentState
+from sidecar.domain.limits import Reservation
+from sidecar.domain.payment import NEVER_EXECUTED, DispatchPermit, Payment, PaymentState
 from sidecar.errors import Internal, StaleVersion
 from sidecar.ports import (
     CheckpointSigner,
@@ -34,6 +35,7 @@ from sidecar.store.committer import GroupCommitter, Transaction, WriteConnection
 from sidecar.store.consents import ConsentTables
 from sidecar.store.errors import RESTORING, StoreRefused
 from sidecar.store.keys import MasterKeyTable
+from sidecar.store.limits import LimitTables
 from sidecar.store.log import LogTables
 from sidecar.store.payments import PaymentTable
 from sidecar.store.prepare import migrate_in_subprocess
@@ -79,6 +81,7 @@ class SqlStore:
         dialect = database.dialect
         self._consents = ConsentTables(dialect)
         self._payments = PaymentTable(dialect)
+        self._limits = LimitTables(dialect)
         self._claims = ClaimTable(dialect)
         self._keys = MasterKeyTable(dialect)
         self._log = LogTables(dialect)
@@ -184,11 +187,14 @@ class SqlStore:
 
     # -- payments
 
-    async def claim_payment(self, payment: Payment, claim: Claim, audit: AuditDraft) -> Claim | None:
+    async def claim_payment(
+        self, payment: Payment, claim: Claim, audit: AuditDraft, *, reservations: Sequence[Reservation] = ()
+    ) -> Claim | None:
         def command(transaction: Transaction) -> Claim | None:
             if earlier := self._claims.use(transaction, claim, transaction.now):
                 return earlier
             self._payments.insert(transaction, payment)
+            self._limits.reserve(transaction, payment.id, reservations)
             transaction.append(audit)
             return None
 
@@ -200,13 +206,19 @@ class SqlStore:
         *,
         expected_states: frozenset[PaymentState],
         expected_epoch: int,
+        claim: Claim | None = None,
         audit: Sequence[AuditDraft],
-    ) -> None:
-        def command(transaction: Transaction) -> None:
+    ) -> Claim | None:
+        def command(transaction: Transaction) -> Claim | None:
+            if claim and (earlier := self._claims.use(transaction, claim, transaction.now)):
+                return earlier
             self._payments.change(transaction, payment, expected_states=expected_states, expected_epoch=expected_epoch)
+            if payment.state in NEVER_EXECUTED:
+                self._limits.release(transaction, payment.id)
             transaction.append(*audit)
+            return None
 
-        await self._committer.run(command)
+        return await self._committer.run(command)
 
     async def record_dispatch(self, payment: Payment, *, expected_epoch: int, audit: AuditDraft) -> DispatchPermit:
         if (audit.event, audit.payment, audit.epoch) != (AuditEvent.PAYMENT_DISPATCHED, payment.id, payment.epoch):

@@ -18,7 +18,8 @@ from sidecar.domain.audit import AuditDraft, AuditEvent
 from sidecar.domain.consent import TRANSITIONS as CONSENT_TRANSITIONS
 from sidecar.domain.consent import Consent, ConsentState, Purpose
 from sidecar.domain.ids import ConsentId, PaymentId, ProviderId, RequestId, WorkloadId
-from sidecar.domain.payment import TERMINAL, TRANSITIONS, DispatchPermit, Payment, PaymentState
+from sidecar.domain.limits import Reservation
+from sidecar.domain.payment import NEVER_EXECUTED, TERMINAL, TRANSITIONS, DispatchPermit, Payment, PaymentState
 from sidecar.domain.secrets import SealedSecret, SecretKind
 from sidecar.errors import CustodyError, Internal, StaleVersion, Unavailable
 from sidecar.ports import (
@@ -110,6 +111,7 @@ class _State:
     leases: dict[ConsentId, RefreshLease] = field(default_factory=dict)
     payments: dict[PaymentId, Payment] = field(default_factory=dict)
     dispatch_epochs: dict[PaymentId, int] = field(default_factory=dict)
+    reservations: dict[PaymentId, tuple[Reservation, ...]] = field(default_factory=dict)  # those not given back
     master_keys: dict[int, MasterKeyRecord] = field(default_factory=dict)
     leaves: tuple[StoredLeaf, ...] = ()
     notes: tuple[tuple[int, str, datetime], ...] = ()
@@ -246,13 +248,16 @@ class FakeStore:
 
     # -- payments
 
-    async def claim_payment(self, payment: Payment, claim: Claim, audit: AuditDraft) -> Claim | None:
+    async def claim_payment(
+        self, payment: Payment, claim: Claim, audit: AuditDraft, *, reservations: Sequence[Reservation] = ()
+    ) -> Claim | None:
         def command(state: _State) -> tuple[_State, Claim | None]:
             if earlier := state.claims.get((claim.caller, claim.request_id)):
                 return state, earlier
             state = _claimed(state, claim)
             _check_new_payment(state, payment)
             state = replace(state, payments={**state.payments, payment.id: payment})
+            state = _reserved(state, payment.id, reservations)
             return self._recorded(state, [audit]), None
 
         return await self._run(command)
@@ -263,15 +268,23 @@ class FakeStore:
         *,
         expected_states: frozenset[PaymentState],
         expected_epoch: int,
+        claim: Claim | None = None,
         audit: Sequence[AuditDraft],
-    ) -> None:
-        def command(state: _State) -> tuple[_State, None]:
+    ) -> Claim | None:
+        def command(state: _State) -> tuple[_State, Claim | None]:
+            if claim and (earlier := state.claims.get((claim.caller, claim.request_id))):
+                return state, earlier
+            state = _claimed(state, claim) if claim else state
             before = _seen(state, payment, expected_states, expected_epoch)
             if payment.state is PaymentState.DISPATCHED:
                 raise Internal("only the dispatch record makes a payment dispatched")
-            return self._recorded(_with_payment(state, before, payment), audit), None
+            state = _with_payment(state, before, payment)
+            if payment.state in NEVER_EXECUTED:
+                kept = {key: held for key, held in state.reservations.items() if key != payment.id}
+                state = replace(state, reservations=kept)
+            return self._recorded(state, audit), None
 
-        await self._run(command)
+        return await self._run(command)
 
     async def record_dispatch(self, payment: Payment, *, expected_epoch: int, audit: AuditDraft) -> DispatchPermit:
         if (audit.event, audit.payment, audit.epoch) != (AuditEvent.PAYMENT_DISPATCHED, payment.id, payment.epoch):
@@ -433,6 +446,8 @@ def _check_next_version(before: Consent | None, after: Consent) -> None:
         raise StaleVersion
     if before.state is ConsentState.REVOKED and after.state is not ConsentState.REVOKED:
         raise Internal("a value does not fit the database")
+    if before.periodic_limits != after.periodic_limits:
+        raise Internal("a value does not fit the database")
 
 
 def _identity(consent: Consent) -> tuple[object, ...]:
@@ -484,7 +499,33 @@ def _with_payment(state: _State, before: Payment, after: Payment) -> _State:
         raise Internal("a payment cannot make this change of state")
     if _order(before) != _order(after):
         raise Internal("what a payment orders never changes")
+    if before.state is PaymentState.NEEDS_ATTENTION:
+        resolved_well = after.state is PaymentState.NEEDS_ATTENTION or after.resolution is not None
+    else:
+        resolved_well = before.resolution == after.resolution
+    if not resolved_well:
+        raise Internal("a value does not fit the database")
     return replace(state, payments={**state.payments, after.id: after})
+
+
+def _reserved(state: _State, payment: PaymentId, reservations: Sequence[Reservation]) -> _State:
+    held = [each for of_payment in state.reservations.values() for each in of_payment]
+    for wanted in reservations:
+        same = [each.amount.minor_units for each in held if _window(each) == _window(wanted)]
+        if sum(same) + wanted.amount.minor_units > wanted.limit.amount.minor_units:
+            raise wanted.exceeded()
+    return replace(state, reservations={**state.reservations, payment: tuple(reservations)})
+
+
+def _window(reservation: Reservation) -> tuple[object, ...]:
+    limit = reservation.limit
+    return (
+        reservation.scope,
+        limit.period_type,
+        limit.alignment,
+        reservation.window.start,
+        reservation.amount.currency_code,
+    )
 
 
 def _check_pays(consent: Consent, now: datetime) -> None:

@@ -19,6 +19,7 @@ from sidecar.gateway.servicers.values import (
     consent_message,
     datetime_value,
     money_value,
+    periodic_limits,
     psu_value,
 )
 from sidecar.ports import ConsentFilter
@@ -44,6 +45,7 @@ class ConsentServicer(consent_pb2_grpc.ConsentServiceServicer):
                 redirect_uri=request.redirect_uri,
                 psu=psu_value(request.psu_context, present=request.HasField("psu_context")),
                 payment_limit=_limit(request),
+                periodic_limits=periodic_limits(request.periodic_limits),
                 request_id=RequestId(request.request_id),
             ),
         )
@@ -81,6 +83,7 @@ class ConsentServicer(consent_pb2_grpc.ConsentServiceServicer):
                 sealed_tokens=request.sealed_tokens,
                 info=import_info(request.owner, request.provider, request.request_id),
                 payment_limit=_limit(request),
+                periodic_limits=periodic_limits(request.periodic_limits),
                 request_id=RequestId(request.request_id),
             ),
         )

@@ -1,5 +1,6 @@
 """Between the contract's messages and the domain's values: the only place that knows both."""
 
+from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import cast
@@ -10,6 +11,7 @@ from custody.v1 import (
     consent_pb2,
     errors_pb2,
     payment_pb2,
+    periodic_limit_pb2,
     psu_context_pb2,
     purpose_pb2,
 )
@@ -19,10 +21,12 @@ from google.type import date_pb2, money_pb2
 from sidecar.domain.account import Account, Balance, BookingStatus, PsuContext, Transaction
 from sidecar.domain.consent import AccountReference, Consent, ConsentState, Purpose
 from sidecar.domain.ids import resource_name
+from sidecar.domain.limits import PeriodAlignment, PeriodicLimit, PeriodType
 from sidecar.domain.money import EXPONENTS, Money, money_from_units
-from sidecar.domain.payment import Payment, PaymentProduct, PaymentState
+from sidecar.domain.payment import Finding, Payment, PaymentProduct, PaymentState, Resolution
 
 __all__ = [
+    "FINDINGS",
     "PRODUCTS",
     "PURPOSES",
     "account_message",
@@ -34,6 +38,8 @@ __all__ = [
     "money_message",
     "money_value",
     "payment_message",
+    "payment_states",
+    "periodic_limits",
     "psu_value",
     "timestamp",
     "transaction_message",
@@ -79,6 +85,24 @@ _PAYMENT_STATES = {
     PaymentState.ABANDONED: _P.STATE_REJECTED,  # nothing was ever sent
     PaymentState.NEEDS_ATTENTION: _P.STATE_NEEDS_ATTENTION,
 }
+_R = payment_pb2.PaymentResolution
+FINDINGS = {_R.FINDING_EXECUTED: Finding.EXECUTED, _R.FINDING_NOT_EXECUTED: Finding.NOT_EXECUTED}
+_FINDING_NUMBERS = {finding: number for number, finding in FINDINGS.items()}
+_L = periodic_limit_pb2
+_PERIOD_TYPES = {
+    _L.PERIOD_TYPE_DAY: PeriodType.DAY,
+    _L.PERIOD_TYPE_WEEK: PeriodType.WEEK,
+    _L.PERIOD_TYPE_FORTNIGHT: PeriodType.FORTNIGHT,
+    _L.PERIOD_TYPE_MONTH: PeriodType.MONTH,
+    _L.PERIOD_TYPE_HALF_YEAR: PeriodType.HALF_YEAR,
+    _L.PERIOD_TYPE_YEAR: PeriodType.YEAR,
+}
+_PERIOD_TYPE_NUMBERS = {period_type: number for number, period_type in _PERIOD_TYPES.items()}
+_ALIGNMENTS = {
+    _L.PERIOD_ALIGNMENT_CALENDAR: PeriodAlignment.CALENDAR,
+    _L.PERIOD_ALIGNMENT_CONSENT: PeriodAlignment.CONSENT,
+}
+_ALIGNMENT_NUMBERS = {alignment: number for number, alignment in _ALIGNMENTS.items()}
 _B = account_pb2.Balance
 _BALANCE_KINDS = {
     "closingBooked": _B.KIND_CLOSING_BOOKED,
@@ -106,6 +130,22 @@ def money_value(message: money_pb2.Money, *, field: str) -> Money:
 
 def account_reference(message: account_reference_pb2.AccountReference) -> AccountReference:
     return AccountReference(iban=message.iban, currency_code=message.currency_code)
+
+
+def periodic_limits(messages: Sequence[periodic_limit_pb2.PeriodicLimit]) -> tuple[PeriodicLimit, ...]:
+    return tuple(
+        PeriodicLimit(
+            amount=money_value(message.amount, field=f"periodic_limits[{index}].amount"),
+            period_type=_PERIOD_TYPES[message.period_type],
+            alignment=_ALIGNMENTS[message.alignment],
+        )
+        for index, message in enumerate(messages)
+    )
+
+
+def payment_states(numbers: Sequence[int]) -> frozenset[PaymentState] | None:
+    """All states of ours that callers are told of as one of these; None, which is any, where none is given."""
+    return frozenset(state for state, number in _PAYMENT_STATES.items() if number in numbers) if numbers else None
 
 
 def psu_value(message: psu_context_pb2.PsuContext, *, present: bool) -> PsuContext | None:
@@ -138,6 +178,7 @@ def consent_message(consent: Consent) -> consent_pb2.Consent:
         expire_time=timestamp(consent.expire_time),
         access_expire_time=timestamp(consent.access_expire_time),
         revoke_time=timestamp(consent.revoke_time),
+        periodic_limits=[_periodic_limit_message(limit) for limit in consent.periodic_limits],
     )
     if consent.payment_limit:
         message.payment_limit.CopyFrom(money_message(consent.payment_limit))
@@ -146,7 +187,8 @@ def consent_message(consent: Consent) -> consent_pb2.Consent:
     return message
 
 
-def payment_message(payment: Payment) -> payment_pb2.Payment:
+def payment_message(payment: Payment, *, to_administrator: bool = False) -> payment_pb2.Payment:
+    """What a person found out, in whose words, is told to administrators only."""
     instruction = payment.instruction
     return payment_pb2.Payment(
         name=resource_name("payments", payment.id),
@@ -166,6 +208,7 @@ def payment_message(payment: Payment) -> payment_pb2.Payment:
         status_reason=payment.status_reason,
         create_time=timestamp(payment.create_time),
         update_time=timestamp(payment.update_time),
+        resolution=_resolution_message(payment.resolution) if payment.resolution and to_administrator else None,
     )
 
 
@@ -227,6 +270,23 @@ def timestamp(time: datetime | None) -> Timestamp | None:
 
 def _date_message(value: date | None) -> date_pb2.Date | None:
     return date_pb2.Date(year=value.year, month=value.month, day=value.day) if value else None
+
+
+def _periodic_limit_message(limit: PeriodicLimit) -> periodic_limit_pb2.PeriodicLimit:
+    return periodic_limit_pb2.PeriodicLimit(
+        amount=money_message(limit.amount),
+        period_type=_PERIOD_TYPE_NUMBERS[limit.period_type],
+        alignment=_ALIGNMENT_NUMBERS[limit.alignment],
+    )
+
+
+def _resolution_message(resolution: Resolution) -> payment_pb2.PaymentResolution:
+    return payment_pb2.PaymentResolution(
+        finding=_FINDING_NUMBERS[resolution.finding],
+        reason=resolution.reason,
+        administrator=resolution.administrator,
+        resolve_time=timestamp(resolution.resolve_time),
+    )
 
 
 def _reference_message(account: AccountReference) -> account_reference_pb2.AccountReference:

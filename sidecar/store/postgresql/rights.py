@@ -17,6 +17,8 @@ RIGHTS: Mapping[str, frozenset[str]] = {
     "claims": _APPENDED,
     "consents": _CHANGED,
     "instances": _APPENDED,
+    "limit_reservations": _CHANGED,
+    "limit_windows": _CHANGED,
     "log_checkpoints": _APPENDED,
     "log_heads": _CHANGED,
     "log_leaves": _APPENDED,

@@ -9,6 +9,8 @@ changes; what a payment orders never changes; epochs never go back; the log only
 
 from alembic import op
 
+from sidecar.store.migrations.guards import in_its_words, refuses_truncate
+
 revision = "0001"
 down_revision = None
 branch_labels = None
@@ -268,33 +270,7 @@ $$
 def upgrade() -> None:
     statements: tuple[str, ...] = (*_TABLES, *_INDEXES, *_TRIGGERS)
     if op.get_bind().dialect.name == "postgresql":
-        statements = (_REFUSE, *map(_for_postgresql, statements), *map(_refuses_truncate, _KEPT))
+        chosen = [in_its_words("postgresql", _OF_POSTGRESQL.get(statement, statement)) for statement in statements]
+        statements = (_REFUSE, *chosen, *map(refuses_truncate, _KEPT))
     for statement in statements:
         op.execute(statement)
-
-
-def _for_postgresql(statement: str) -> str:
-    """The same rules in the other's words. Texts compare by their bytes, as in SQLite and Python, and not by a locale."""
-    if statement.startswith("CREATE TRIGGER"):
-        rule, _, why = statement.partition(" BEGIN SELECT RAISE(ABORT, ")
-        event, _, condition = rule.partition(" WHEN ")
-        when = f" WHEN ({condition})" if condition else ""
-        return f"{event} FOR EACH ROW{when} EXECUTE FUNCTION refuse({why.removesuffix('); END')})"
-    words = (
-        ("INTEGER", "BIGINT"),
-        ("BLOB", "BYTEA"),
-        (" TEXT", ' TEXT COLLATE "C"'),
-        (") STRICT", ")"),
-        ("+state", "state"),
-    )
-    statement = _OF_POSTGRESQL.get(statement, statement)
-    for ours, theirs in words:
-        statement = statement.replace(ours, theirs)
-    return statement
-
-
-def _refuses_truncate(table: str) -> str:
-    return (
-        f"CREATE TRIGGER {table}_not_truncated BEFORE TRUNCATE ON {table} FOR EACH STATEMENT"
-        f" EXECUTE FUNCTION refuse('{table} is never emptied')"
-    )

@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from custody.v1 import account_reference_pb2 as _account_reference_pb2
 from custody.v1 import errors_pb2 as _errors_pb2
+from custody.v1 import periodic_limit_pb2 as _periodic_limit_pb2
 from custody.v1 import psu_context_pb2 as _psu_context_pb2
 from custody.v1 import purpose_pb2 as _purpose_pb2
 from google.protobuf import descriptor as _descriptor
@@ -94,6 +95,7 @@ class Consent(_message.Message):
     ACCESS_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     REVOKE_TIME_FIELD_NUMBER: _builtins.int
     USABLE_UNTIL_TIME_FIELD_NUMBER: _builtins.int
+    PERIODIC_LIMITS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Output only. Identifier. `consents/{consent}`; the id is lower-case letters, digits and dashes."""
     owner: _builtins.str
@@ -142,6 +144,10 @@ class Consent(_message.Message):
     def usable_until_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. In NEEDS_REAUTHORISATION: until when it can be used all the same, which may be past. Absent in other states."""
 
+    @_builtins.property
+    def periodic_limits(self) -> _containers.RepeatedCompositeFieldContainer[_periodic_limit_pb2.PeriodicLimit]:
+        """Output only. The most that all payments of a period may move together; empty where only the policy limits it."""
+
     def __init__(
         self,
         *,
@@ -159,10 +165,11 @@ class Consent(_message.Message):
         access_expire_time: _timestamp_pb2.Timestamp | None = ...,
         revoke_time: _timestamp_pb2.Timestamp | None = ...,
         usable_until_time: _timestamp_pb2.Timestamp | None = ...,
+        periodic_limits: _abc.Iterable[_periodic_limit_pb2.PeriodicLimit] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["access_expire_time", b"access_expire_time", "activate_time", b"activate_time", "create_time", b"create_time", "expire_time", b"expire_time", "payment_limit", b"payment_limit", "revoke_time", b"revoke_time", "usable_until_time", b"usable_until_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_expire_time", b"access_expire_time", "accounts", b"accounts", "activate_time", b"activate_time", "create_time", b"create_time", "expire_time", b"expire_time", "failure_reason", b"failure_reason", "name", b"name", "owner", b"owner", "payment_limit", b"payment_limit", "provider", b"provider", "purposes", b"purposes", "revoke_time", b"revoke_time", "state", b"state", "usable_until_time", b"usable_until_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_expire_time", b"access_expire_time", "accounts", b"accounts", "activate_time", b"activate_time", "create_time", b"create_time", "expire_time", b"expire_time", "failure_reason", b"failure_reason", "name", b"name", "owner", b"owner", "payment_limit", b"payment_limit", "periodic_limits", b"periodic_limits", "provider", b"provider", "purposes", b"purposes", "revoke_time", b"revoke_time", "state", b"state", "usable_until_time", b"usable_until_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -183,6 +190,7 @@ class CreateConsentRequest(_message.Message):
     PSU_CONTEXT_FIELD_NUMBER: _builtins.int
     PAYMENT_LIMIT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PERIODIC_LIMITS_FIELD_NUMBER: _builtins.int
     owner: _builtins.str
     """Required. The person on whose behalf the call is made, by the platform's own id. The consent becomes theirs for ever."""
     provider: _builtins.str
@@ -213,6 +221,12 @@ class CreateConsentRequest(_message.Message):
     def payment_limit(self) -> _money_pb2.Money:
         """Optional. The most that one payment with this consent may move. Only with PURPOSE_PAYMENTS."""
 
+    @_builtins.property
+    def periodic_limits(self) -> _containers.RepeatedCompositeFieldContainer[_periodic_limit_pb2.PeriodicLimit]:
+        """Optional. The most that all payments of a period may move together: at most 6, each period_type once with each alignment, all
+        in one currency. Only with PURPOSE_PAYMENTS.
+        """
+
     def __init__(
         self,
         *,
@@ -225,10 +239,11 @@ class CreateConsentRequest(_message.Message):
         psu_context: _psu_context_pb2.PsuContext | None = ...,
         payment_limit: _money_pb2.Money | None = ...,
         request_id: _builtins.str = ...,
+        periodic_limits: _abc.Iterable[_periodic_limit_pb2.PeriodicLimit] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "payment_limit", b"payment_limit", "psu_context", b"psu_context"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "expire_time", b"expire_time", "owner", b"owner", "payment_limit", b"payment_limit", "provider", b"provider", "psu_context", b"psu_context", "purposes", b"purposes", "redirect_uri", b"redirect_uri", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "expire_time", b"expire_time", "owner", b"owner", "payment_limit", b"payment_limit", "periodic_limits", b"periodic_limits", "provider", b"provider", "psu_context", b"psu_context", "purposes", b"purposes", "redirect_uri", b"redirect_uri", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -434,6 +449,7 @@ class ImportConsentRequest(_message.Message):
     IMPORT_KEY_ID_FIELD_NUMBER: _builtins.int
     SEALED_TOKENS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PERIODIC_LIMITS_FIELD_NUMBER: _builtins.int
     owner: _builtins.str
     """Required. The person who gave the consent, by the platform's own id."""
     provider: _builtins.str
@@ -473,6 +489,12 @@ class ImportConsentRequest(_message.Message):
     def payment_limit(self) -> _money_pb2.Money:
         """Optional. The most that one payment with this consent may move. Only with PURPOSE_PAYMENTS."""
 
+    @_builtins.property
+    def periodic_limits(self) -> _containers.RepeatedCompositeFieldContainer[_periodic_limit_pb2.PeriodicLimit]:
+        """Optional. The most that all payments of a period may move together: at most 6, each period_type once with each alignment, all
+        in one currency. Only with PURPOSE_PAYMENTS.
+        """
+
     def __init__(
         self,
         *,
@@ -487,10 +509,11 @@ class ImportConsentRequest(_message.Message):
         import_key_id: _builtins.str = ...,
         sealed_tokens: _builtins.bytes = ...,
         request_id: _builtins.str = ...,
+        periodic_limits: _abc.Iterable[_periodic_limit_pb2.PeriodicLimit] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["access_expire_time", b"access_expire_time", "expire_time", b"expire_time", "payment_limit", b"payment_limit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_expire_time", b"access_expire_time", "accounts", b"accounts", "expire_time", b"expire_time", "import_key_id", b"import_key_id", "owner", b"owner", "payment_limit", b"payment_limit", "provider", b"provider", "provider_consent_id", b"provider_consent_id", "purposes", b"purposes", "request_id", b"request_id", "sealed_tokens", b"sealed_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_expire_time", b"access_expire_time", "accounts", b"accounts", "expire_time", b"expire_time", "import_key_id", b"import_key_id", "owner", b"owner", "payment_limit", b"payment_limit", "periodic_limits", b"periodic_limits", "provider", b"provider", "provider_consent_id", b"provider_consent_id", "purposes", b"purposes", "request_id", b"request_id", "sealed_tokens", b"sealed_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,7 +5,7 @@ What custody answers when it refuses or fails.
 
 Every error is a `google.rpc.Status` with exactly one `google.rpc.ErrorInfo`: `domain` is "custody.v1", `reason` is
 the name of an ErrorReason without the prefix "ERROR_REASON_", and `metadata` holds whatever varies in the message
-(keys: `requestId`, `consent`, `payment`, `provider`, `field`, `method`, where they apply). No text carries a token, an
+(keys: `requestId`, `consent`, `payment`, `provider`, `field`, `method`, where they apply; others where the reason says so). No text carries a token, an
 account number, a name, or a value from the request.
 
 Any method may answer CALLER_UNKNOWN, CERTIFICATE_EXPIRED, METHOD_NOT_ALLOWED, FIELD_INVALID, RATE_LIMITED,
@@ -80,7 +80,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_ACCOUNT_NOT_CONSENTED: _ErrorReason.ValueType  # 17
     """The consent was not given for this account."""
     ERROR_REASON_LIMIT_EXCEEDED: _ErrorReason.ValueType  # 18
-    """The amount is above the consent's payment_limit, or the limit is in another currency."""
+    """The amount is above the limit of a single payment, of the consent or of the policy, or the consent's limit is in another
+    currency; or with this payment those of a period would exceed a periodic limit. Then metadata says whose limit it is
+    (`limitScope`: consent or caller), of which period (`periodType`, `periodAlignment`), and when that ends (`periodEndTime`).
+    Nothing was done, and the request_id is not used up.
+    """
     ERROR_REASON_STATE_MISMATCH: _ErrorReason.ValueType  # 19
     """The `state` of the redirect is not the one that was made for this consent, or it was used before. The consent is as it
     was.
@@ -121,6 +125,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The message is larger than the method takes."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 36
     """Something that should not happen. Nothing is said about it here; the log has it under the request id."""
+    ERROR_REASON_PAYMENT_NOT_RESOLVABLE: _ErrorReason.ValueType  # 37
+    """The payment does not need a person's finding: custody knows what became of it or is finding out, or somebody has resolved it
+    already. Metadata `state` says where it stands.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused or failed, or why a consent ended up in its state. New values may be added: treat a value you
@@ -168,7 +176,11 @@ ERROR_REASON_PURPOSE_NOT_CONSENTED: ErrorReason.ValueType  # 16
 ERROR_REASON_ACCOUNT_NOT_CONSENTED: ErrorReason.ValueType  # 17
 """The consent was not given for this account."""
 ERROR_REASON_LIMIT_EXCEEDED: ErrorReason.ValueType  # 18
-"""The amount is above the consent's payment_limit, or the limit is in another currency."""
+"""The amount is above the limit of a single payment, of the consent or of the policy, or the consent's limit is in another
+currency; or with this payment those of a period would exceed a periodic limit. Then metadata says whose limit it is
+(`limitScope`: consent or caller), of which period (`periodType`, `periodAlignment`), and when that ends (`periodEndTime`).
+Nothing was done, and the request_id is not used up.
+"""
 ERROR_REASON_STATE_MISMATCH: ErrorReason.ValueType  # 19
 """The `state` of the redirect is not the one that was made for this consent, or it was used before. The consent is as it
 was.
@@ -209,6 +221,10 @@ ERROR_REASON_MESSAGE_TOO_LARGE: ErrorReason.ValueType  # 35
 """The message is larger than the method takes."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 36
 """Something that should not happen. Nothing is said about it here; the log has it under the request id."""
+ERROR_REASON_PAYMENT_NOT_RESOLVABLE: ErrorReason.ValueType  # 37
+"""The payment does not need a person's finding: custody knows what became of it or is finding out, or somebody has resolved it
+already. Metadata `state` says where it stands.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final

@@ -78,7 +78,9 @@ class Payment(_message.Message):
         request_id or GetPayment, never with a new request_id.
         """
         STATE_NEEDS_ATTENTION: Payment._State.ValueType  # 8
-        """Custody cannot find out by itself: a person has to ask the provider. Money may or may not have moved."""
+        """Custody cannot find out by itself: a person has to ask the provider, and an administrator writes down what they found
+        (ResolvePayment). Money may or may not have moved.
+        """
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """Where a payment stands. New values may be added; treat a value you do not know as IN_PROGRESS."""
@@ -102,7 +104,9 @@ class Payment(_message.Message):
     request_id or GetPayment, never with a new request_id.
     """
     STATE_NEEDS_ATTENTION: Payment.State.ValueType  # 8
-    """Custody cannot find out by itself: a person has to ask the provider. Money may or may not have moved."""
+    """Custody cannot find out by itself: a person has to ask the provider, and an administrator writes down what they found
+    (ResolvePayment). Money may or may not have moved.
+    """
 
     NAME_FIELD_NUMBER: _builtins.int
     CONSENT_FIELD_NUMBER: _builtins.int
@@ -121,6 +125,7 @@ class Payment(_message.Message):
     STATUS_REASON_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    RESOLUTION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Output only. Identifier. `payments/{payment}`; the id is lower-case letters, digits and dashes."""
     consent: _builtins.str
@@ -167,6 +172,12 @@ class Payment(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When its state, provider_status or status_reason last changed."""
 
+    @_builtins.property
+    def resolution(self) -> Global___PaymentResolution:
+        """Output only. What a person found out about it; absent where nobody had to. Told to administrators only: workloads see what
+        follows from it, the state.
+        """
+
     def __init__(
         self,
         *,
@@ -187,14 +198,74 @@ class Payment(_message.Message):
         status_reason: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        resolution: Global___PaymentResolution | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "create_time", b"create_time", "creditor_account", b"creditor_account", "debtor_account", b"debtor_account", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "create_time", b"create_time", "creditor_account", b"creditor_account", "debtor_account", b"debtor_account", "resolution", b"resolution", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "authorisation_uri", b"authorisation_uri", "consent", b"consent", "create_time", b"create_time", "creditor_account", b"creditor_account", "creditor_name", b"creditor_name", "debtor_account", b"debtor_account", "end_to_end_id", b"end_to_end_id", "name", b"name", "owner", b"owner", "product", b"product", "provider_status", b"provider_status", "remittance_information", b"remittance_information", "request_id", b"request_id", "state", b"state", "status_reason", b"status_reason", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "authorisation_uri", b"authorisation_uri", "consent", b"consent", "create_time", b"create_time", "creditor_account", b"creditor_account", "creditor_name", b"creditor_name", "debtor_account", b"debtor_account", "end_to_end_id", b"end_to_end_id", "name", b"name", "owner", b"owner", "product", b"product", "provider_status", b"provider_status", "remittance_information", b"remittance_information", "request_id", b"request_id", "resolution", b"resolution", "state", b"state", "status_reason", b"status_reason", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Payment: _TypeAlias = Payment  # noqa: Y015
+
+@_typing.final
+class PaymentResolution(_message.Message):
+    """What a person found out at the provider about a payment that needed attention."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Finding:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _FindingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[PaymentResolution._Finding.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        FINDING_UNSPECIFIED: PaymentResolution._Finding.ValueType  # 0
+        """Never answered and never accepted."""
+        FINDING_EXECUTED: PaymentResolution._Finding.ValueType  # 1
+        """The provider's books show that it was executed. The payment is SETTLED."""
+        FINDING_NOT_EXECUTED: PaymentResolution._Finding.ValueType  # 2
+        """The provider says that it was not executed and never will be. The payment is REJECTED, and counts in no limit any more."""
+
+    class Finding(_Finding, metaclass=_FindingEnumTypeWrapper):
+        """What a person found out. New values may be added."""
+
+    FINDING_UNSPECIFIED: PaymentResolution.Finding.ValueType  # 0
+    """Never answered and never accepted."""
+    FINDING_EXECUTED: PaymentResolution.Finding.ValueType  # 1
+    """The provider's books show that it was executed. The payment is SETTLED."""
+    FINDING_NOT_EXECUTED: PaymentResolution.Finding.ValueType  # 2
+    """The provider says that it was not executed and never will be. The payment is REJECTED, and counts in no limit any more."""
+
+    FINDING_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ADMINISTRATOR_FIELD_NUMBER: _builtins.int
+    RESOLVE_TIME_FIELD_NUMBER: _builtins.int
+    finding: Global___PaymentResolution.Finding.ValueType
+    """Output only. What became of the payment."""
+    reason: _builtins.str
+    """Output only. What was checked, in the administrator's words."""
+    administrator: _builtins.str
+    """Output only. Who said so: the administrator's SPIFFE ID, or `workload:NAME` of a bound socket."""
+    @_builtins.property
+    def resolve_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. When."""
+
+    def __init__(
+        self,
+        *,
+        finding: Global___PaymentResolution.Finding.ValueType = ...,
+        reason: _builtins.str = ...,
+        administrator: _builtins.str = ...,
+        resolve_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["resolve_time", b"resolve_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["administrator", b"administrator", "finding", b"finding", "reason", b"reason", "resolve_time", b"resolve_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PaymentResolution: _TypeAlias = PaymentResolution  # noqa: Y015
 
 @_typing.final
 class InitiatePaymentRequest(_message.Message):
@@ -352,6 +423,7 @@ class ListPaymentsRequest(_message.Message):
     CONSENT_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
     owner: _builtins.str
     """Optional. Whose payments. Required of workloads; administrators may leave it empty for those of all owners."""
     consent: _builtins.str
@@ -360,6 +432,10 @@ class ListPaymentsRequest(_message.Message):
     """Optional. The most to answer with; 0 means 50, more than 200 means 200."""
     page_token: _builtins.str
     """Optional. next_page_token of the page before; every other field as in that call."""
+    @_builtins.property
+    def states(self) -> _containers.RepeatedScalarFieldContainer[Global___Payment.State.ValueType]:
+        """Optional. Only those in one of these states, each once; empty means all."""
+
     def __init__(
         self,
         *,
@@ -367,10 +443,11 @@ class ListPaymentsRequest(_message.Message):
         consent: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        states: _abc.Iterable[Global___Payment.State.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consent", b"consent", "owner", b"owner", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consent", b"consent", "owner", b"owner", "page_size", b"page_size", "page_token", b"page_token", "states", b"states"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -403,3 +480,63 @@ class ListPaymentsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListPaymentsResponse: _TypeAlias = ListPaymentsResponse  # noqa: Y015
+
+@_typing.final
+class ResolvePaymentRequest(_message.Message):
+    """Asks for ResolvePayment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAYMENT_FIELD_NUMBER: _builtins.int
+    FINDING_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    payment: _builtins.str
+    """Required. `payments/{payment}`."""
+    finding: Global___PaymentResolution.Finding.ValueType
+    """Required. What the person found out at the provider."""
+    reason: _builtins.str
+    """Required. What was checked, and with whom: 1 to 500 printable ASCII characters, blanks only inside. It stays with the payment;
+    the log has its SHA-256.
+    """
+    request_id: _builtins.str
+    """Required. A UUID of version 4 in lower case, made by the client for this resolution and kept over its retries."""
+    def __init__(
+        self,
+        *,
+        payment: _builtins.str = ...,
+        finding: Global___PaymentResolution.Finding.ValueType = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finding", b"finding", "payment", b"payment", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolvePaymentRequest: _TypeAlias = ResolvePaymentRequest  # noqa: Y015
+
+@_typing.final
+class ResolvePaymentResponse(_message.Message):
+    """Answers ResolvePayment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAYMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def payment(self) -> Global___Payment:
+        """Output only. The payment, final now."""
+
+    def __init__(
+        self,
+        *,
+        payment: Global___Payment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["payment", b"payment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["payment", b"payment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolvePaymentResponse: _TypeAlias = ResolvePaymentResponse  # noqa: Y015

@@ -50,6 +50,11 @@ class PaymentServiceStub:
                 request_serializer=custody_dot_v1_dot_payment__pb2.ListPaymentsRequest.SerializeToString,
                 response_deserializer=custody_dot_v1_dot_payment__pb2.ListPaymentsResponse.FromString,
                 _registered_method=True)
+        self.ResolvePayment = channel.unary_unary(
+                '/custody.v1.PaymentService/ResolvePayment',
+                request_serializer=custody_dot_v1_dot_payment__pb2.ResolvePaymentRequest.SerializeToString,
+                response_deserializer=custody_dot_v1_dot_payment__pb2.ResolvePaymentResponse.FromString,
+                _registered_method=True)
 
 
 class PaymentServiceServicer:
@@ -96,6 +101,19 @@ class PaymentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResolvePayment(self, request, context):
+        """Writes down what a person found out at the provider about a payment in NEEDS_ATTENTION. Moves no money. The payment is
+        final afterwards; whoever asked for it learns so with the same request_id or GetPayment.
+
+        Idempotent: a repeat with the same request_id and content gets the payment as it stands; with other content
+        REQUEST_ID_REUSED. Of two administrators the first one's finding stands; the other gets PAYMENT_NOT_RESOLVABLE with the state.
+        Callers: administrators, on the administration socket.
+        Reasons: PAYMENT_NOT_FOUND, PAYMENT_NOT_RESOLVABLE, REQUEST_ID_REUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PaymentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -113,6 +131,11 @@ def add_PaymentServiceServicer_to_server(servicer, server):
                     servicer.ListPayments,
                     request_deserializer=custody_dot_v1_dot_payment__pb2.ListPaymentsRequest.FromString,
                     response_serializer=custody_dot_v1_dot_payment__pb2.ListPaymentsResponse.SerializeToString,
+            ),
+            'ResolvePayment': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResolvePayment,
+                    request_deserializer=custody_dot_v1_dot_payment__pb2.ResolvePaymentRequest.FromString,
+                    response_serializer=custody_dot_v1_dot_payment__pb2.ResolvePaymentResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -197,6 +220,33 @@ class PaymentService:
             '/custody.v1.PaymentService/ListPayments',
             custody_dot_v1_dot_payment__pb2.ListPaymentsRequest.SerializeToString,
             custody_dot_v1_dot_payment__pb2.ListPaymentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResolvePayment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/custody.v1.PaymentService/ResolvePayment',
+            custody_dot_v1_dot_payment__pb2.ResolvePaymentRequest.SerializeToString,
+            custody_dot_v1_dot_payment__pb2.ResolvePaymentResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -61,6 +61,15 @@ class PaymentServiceStub:
     Callers: workloads whose policy allows the owner, for the payments that they initiated; administrators, for all.
     Reasons: OWNER_MISMATCH.
     """
+    ResolvePayment: _grpc.UnaryUnaryMultiCallable[_payment_pb2.ResolvePaymentRequest, _payment_pb2.ResolvePaymentResponse]
+    """Writes down what a person found out at the provider about a payment in NEEDS_ATTENTION. Moves no money. The payment is
+    final afterwards; whoever asked for it learns so with the same request_id or GetPayment.
+
+    Idempotent: a repeat with the same request_id and content gets the payment as it stands; with other content
+    REQUEST_ID_REUSED. Of two administrators the first one's finding stands; the other gets PAYMENT_NOT_RESOLVABLE with the state.
+    Callers: administrators, on the administration socket.
+    Reasons: PAYMENT_NOT_FOUND, PAYMENT_NOT_RESOLVABLE, REQUEST_ID_REUSED.
+    """
 
 @_typing.type_check_only
 class PaymentServiceAsyncStub(PaymentServiceStub):
@@ -94,6 +103,15 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     Idempotent: reads only.
     Callers: workloads whose policy allows the owner, for the payments that they initiated; administrators, for all.
     Reasons: OWNER_MISMATCH.
+    """
+    ResolvePayment: _aio.UnaryUnaryMultiCallable[_payment_pb2.ResolvePaymentRequest, _payment_pb2.ResolvePaymentResponse]  # type: ignore[assignment]
+    """Writes down what a person found out at the provider about a payment in NEEDS_ATTENTION. Moves no money. The payment is
+    final afterwards; whoever asked for it learns so with the same request_id or GetPayment.
+
+    Idempotent: a repeat with the same request_id and content gets the payment as it stands; with other content
+    REQUEST_ID_REUSED. Of two administrators the first one's finding stands; the other gets PAYMENT_NOT_RESOLVABLE with the state.
+    Callers: administrators, on the administration socket.
+    Reasons: PAYMENT_NOT_FOUND, PAYMENT_NOT_RESOLVABLE, REQUEST_ID_REUSED.
     """
 
 class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -143,6 +161,21 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         Idempotent: reads only.
         Callers: workloads whose policy allows the owner, for the payments that they initiated; administrators, for all.
         Reasons: OWNER_MISMATCH.
+        """
+
+    @_abc_1.abstractmethod
+    def ResolvePayment(
+        self,
+        request: _payment_pb2.ResolvePaymentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_payment_pb2.ResolvePaymentResponse, _abc.Awaitable[_payment_pb2.ResolvePaymentResponse]]:
+        """Writes down what a person found out at the provider about a payment in NEEDS_ATTENTION. Moves no money. The payment is
+        final afterwards; whoever asked for it learns so with the same request_id or GetPayment.
+
+        Idempotent: a repeat with the same request_id and content gets the payment as it stands; with other content
+        REQUEST_ID_REUSED. Of two administrators the first one's finding stands; the other gets PAYMENT_NOT_RESOLVABLE with the state.
+        Callers: administrators, on the administration socket.
+        Reasons: PAYMENT_NOT_FOUND, PAYMENT_NOT_RESOLVABLE, REQUEST_ID_REUSED.
         """
 
 def add_PaymentServiceServicer_to_server(servicer: PaymentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
