@@ -500,6 +500,8 @@ def build_policy(file: PolicyFile) -> Policy:
 def _host_name() -> str:
     """In Kubernetes the pod's name; of a StatefulSet it stays from pod to pod."""
     return socket.gethostname().lower()
+
+
 def _exact(limit: PolicyLimit | PolicyPeriodicLimit, where: str) -> Money:
     amount = parse_amount(limit.currency_code, limit.amount)
     if amount is None:

@@ -51,12 +51,15 @@ EVENTS: Final[Mapping[int, str]] = {
     44: "PAYMENT_STATUS",
     45: "PAYMENT_NEEDS_ATTENTION",
     46: "PAYMENT_ABANDONED",
+    47: "PAYMENT_RESOLVED",
     60: "SIGNATURE_MADE",
     70: "KEY_CREATED",
     80: "LOG_EXPORTED",
     81: "ADMINISTRATION",
 }
 OUTCOMES: Final[Mapping[int, str]] = {1: "INTENDED", 2: "SUCCEEDED", 3: "REFUSED", 4: "UNKNOWN", 5: "FAILED"}
+
+_FINDINGS: Final = frozenset({b"EXECUTED", b"NOT_EXECUTED"})  # reasons of PAYMENT_RESOLVED
 
 _HEADER = b"custody-audit-export/1 "
 _MAX_LINE_BYTES = 87_390  # the longest note in base64, with "note " and the newline
@@ -370,6 +373,7 @@ class _PaymentTrail:
     last_dispatch: int = -1  # index of the entry
     last_epoch: int = -1
     acted: bool = False  # dispatched here, or taken over after a dispatch elsewhere
+    resolved: bool = False  # a person has said what became of it
 
 
 @dataclass(slots=True)
@@ -404,12 +408,16 @@ class _Payments:
                 yield from self._judge_dispatch(trail, entry)
             case "PAYMENT_OUTCOME":
                 yield from _judge_outcome(trail, entry, covered)
+            case "PAYMENT_RESOLVED":
+                yield from _judge_resolution(trail, entry)
 
     def _judge_dispatch(self, trail: _PaymentTrail, entry: "_Entry") -> Iterator[str]:
         if not trail.announced:
             yield "a payment was dispatched without an intent on record before"
         if trail.dispatched and entry.epoch <= trail.last_epoch:
             yield "a payment was dispatched again without a new epoch"
+        if trail.resolved:
+            yield "a payment was dispatched after a person had said what became of it"
         self.dispatched_count += not trail.dispatched
         trail.dispatched = trail.acted = True
         trail.last_dispatch, trail.last_epoch = entry.index, max(entry.epoch, trail.last_epoch)
@@ -420,6 +428,14 @@ def _judge_outcome(trail: _PaymentTrail, entry: "_Entry", covered: int) -> Itera
         yield "a payment has an outcome, but no checkpoint covered its dispatch before"
     if not trail.acted and OUTCOMES[entry.outcome] in ("SUCCEEDED", "UNKNOWN"):
         yield "a payment has an outcome, but no dispatch on record before"
+
+
+def _judge_resolution(trail: _PaymentTrail, entry: "_Entry") -> Iterator[str]:
+    if trail.resolved:
+        yield "a payment was resolved twice"
+    if not entry.caller or not entry.has_digest or entry.reason not in _FINDINGS:
+        yield "a payment was resolved without saying by whom, with what finding, or what was checked"
+    trail.resolved = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -508,7 +524,10 @@ class _Entry:
     epoch: int
     previous: bytes
     origin: str
+    caller: bytes
     payment: bytes
+    reason: bytes
+    has_digest: bool
 
 
 def _parse_entry(data: bytes) -> _Entry:
@@ -536,7 +555,20 @@ def _parse_entry(data: bytes) -> _Entry:
             _refuse("an identifier of the entry is malformed")
     if len(subject) not in (0, 32) or len(digest) not in (0, 32):
         _refuse("a digest of the entry has another length")
-    return _Entry(index, time_ns, boot_time_ns, event, outcome, epoch, previous, origin.decode("ascii"), payment)
+    return _Entry(
+        index=index,
+        time_ns=time_ns,
+        boot_time_ns=boot_time_ns,
+        event=event,
+        outcome=outcome,
+        epoch=epoch,
+        previous=previous,
+        origin=origin.decode("ascii"),
+        caller=caller,
+        payment=payment,
+        reason=reason,
+        has_digest=bool(digest),
+    )
 
 
 class _Reader:

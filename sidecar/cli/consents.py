@@ -13,7 +13,7 @@ from sidecar.cli.plumbing import Command, CommandGroup, Entry
 from sidecar.cli.session import Session, pass_session
 
 if TYPE_CHECKING:
-    from custody.values import Consent
+    from custody.values import Consent, PeriodicLimit
 
 __all__ = ["PAGE_SIZE", "STATES", "consent", "full_name", "list_consents", "revoke_consent", "show_consent"]
 
@@ -132,6 +132,7 @@ def _show(session: Session, found: "Consent") -> None:
         ("purposes", _words(found.purposes)),
         ("accounts", _words(each.iban for each in found.accounts) if found.accounts else "all that the person chose"),
         ("payment limit", str(found.payment_limit) if found.payment_limit else "-"),
+        ("periodic limits", _words(_limit(each) for each in found.periodic_limits) or "-"),
         ("created", time_text(found.create_time, now=now)),
         ("activated", time_text(found.activate_time, now=now)),
         ("expires", time_text(found.expire_time, now=now)),
@@ -157,6 +158,10 @@ def _state(each: "Consent") -> Cell:
     if state == "ACTIVE":
         return Marked(state, "good")
     return Marked(state, "warning") if state == "NEEDS_REAUTHORISATION" else state
+
+
+def _limit(limit: "PeriodicLimit") -> str:
+    return f"{limit.amount} a {limit.period_type.value} ({limit.alignment.value})"
 
 
 def _words(values: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from custody.money import Money
-    from custody.values import AccountReference, AuditEntry, Consent, Key, Payment, Status
+    from custody.values import AccountReference, AuditEntry, Consent, Key, Payment, PaymentResolution, Status
 
 __all__ = [
     "consent_document",
@@ -94,6 +94,10 @@ def consent_document(consent: "Consent") -> Plain:
         "purposes": [purpose.value for purpose in consent.purposes],
         "accounts": [_account(each) for each in consent.accounts],
         "payment_limit": _money(consent.payment_limit),
+        "periodic_limits": [
+            {"amount": _money(each.amount), "period_type": each.period_type.value, "alignment": each.alignment.value}
+            for each in consent.periodic_limits
+        ],
         "create_time": timestamp(consent.create_time),
         "activate_time": timestamp(consent.activate_time),
         "expire_time": timestamp(consent.expire_time),
@@ -121,6 +125,7 @@ def payment_document(payment: "Payment") -> Plain:
         "status_reason": payment.status_reason or None,
         "create_time": timestamp(payment.create_time),
         "update_time": timestamp(payment.update_time),
+        "resolution": _resolution(payment.resolution),
     }
 
 
@@ -155,6 +160,17 @@ def _token(status: "Status") -> Mapping[str, Any] | None:
         "user_pin_count_low": token.user_pin_count_low,
         "user_pin_final_try": token.user_pin_final_try,
         "user_pin_locked": token.user_pin_locked,
+    }
+
+
+def _resolution(resolution: "PaymentResolution | None") -> Plain | None:
+    if resolution is None:
+        return None
+    return {
+        "finding": resolution.finding.value,
+        "reason": resolution.reason,
+        "administrator": resolution.administrator,
+        "resolve_time": timestamp(resolution.resolve_time),
     }
 
 

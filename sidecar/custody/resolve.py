@@ -2,14 +2,16 @@
 
 Rules: only a payment that needs attention is resolved; the finding is final and on record; of two administrators one is first and
 the other is told what stands; "executed" is said when the bank's books show the payment, "not executed" when the bank says that it
-never will be, and only that gives back what the payment had reserved of limits.
+never will be, which it cannot know while a request of ours may be under way. Only that gives back what the payment had reserved
+of limits.
 """
 
 import hashlib
 from dataclasses import dataclass, replace
+from datetime import timedelta
 
 from sidecar.custody.access import check_same_request, request_digest
-from sidecar.custody.payments import Payments, payment_draft
+from sidecar.custody.payments import NETWORK_LIFE_SECONDS, Payments, payment_draft
 from sidecar.domain.audit import AuditEvent, AuditOutcome
 from sidecar.domain.caller import Caller
 from sidecar.domain.ids import PaymentId, RequestId
@@ -49,7 +51,19 @@ class Resolver:
             return payment
         if payment.state is not PaymentState.NEEDS_ATTENTION:
             raise _not_resolvable(payment)
+        if request.finding is Finding.NOT_EXECUTED:
+            self._check_nothing_is_under_way(payment)
         return await self._record(caller, request, payment, claim)
+
+    def _check_nothing_is_under_way(self, payment: Payment) -> None:
+        """Before that the bank may say in good faith that it has nothing, and have it a moment later."""
+        deadline = payment.send_deadline_time
+        if deadline and self._clock.now() < deadline + timedelta(seconds=NETWORK_LIFE_SECONDS):
+            raise PreconditionFailed(
+                "PAYMENT_NOT_RESOLVABLE",
+                "a request to the bank may still be under way; ask the bank and try again in a quarter of a minute",
+                metadata={"payment": f"payments/{payment.id}", "state": payment.state.value},
+            )
 
     async def _record(self, caller: Caller, request: ResolvePayment, payment: Payment, claim: Claim) -> Payment:
         resolution = Resolution(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import Select, func, insert, select, text, tuple_, update
@@ -136,7 +137,11 @@ class PaymentTable:
 
     def list(self, connection: Connection, where: PaymentFilter, *, after: str, limit: int) -> Sequence[Payment]:
         equal = {"caller": where.caller, "owner": where.owner, "consent": where.consent}
-        rows = self._list.rows(connection, equal, where.states, after=after, limit=limit)
+        if where.states is None or any(equal.values()):
+            rows = self._list.rows(connection, equal, where.states, after=after, limit=limit)
+        else:  # state by state, each in the order of the index: all at once, every row in them would be sorted for each page
+            pages = [self._list.rows(connection, {}, {state}, after=after, limit=limit) for state in where.states]
+            rows = sorted((row for page in pages for row in page), key=itemgetter(_ID))[:limit]
         return [payment_of(row) for row in rows]
 
     def due(self, connection: Connection, now: datetime, *, limit: int) -> Sequence[Payment]:

@@ -4,7 +4,7 @@ import asyncio
 import io
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,26 @@ from sidecar.audit.verifier import Report, verify_export
 from sidecar.domain.audit import AuditDraft, AuditEvent, AuditOutcome
 from sidecar.domain.consent import Consent, ConsentState, Purpose
 from sidecar.domain.ids import ConsentId, OwnerId, PaymentId, ProviderId, RequestId, WorkloadId
+from sidecar.domain.limits import (
+    CALENDAR_ANCHOR,
+    PeriodAlignment,
+    PeriodicLimit,
+    PeriodType,
+    Reservation,
+)
 from sidecar.domain.money import Money
-from sidecar.domain.payment import TERMINAL, DispatchPermit, Payment, PaymentState
+from sidecar.domain.payment import (
+    NEVER_EXECUTED,
+    TERMINAL,
+    DispatchPermit,
+    Finding,
+    Payment,
+    PaymentState,
+    Resolution,
+)
 from sidecar.domain.secrets import SealedSecret, SecretKind
-from sidecar.errors import CustodyError, Internal, PreconditionFailed, StaleVersion, Unavailable
-from sidecar.ports import ConsentFilter, MasterKeyRecord, PaymentFilter, SecretsChange, Store
+from sidecar.errors import CustodyError, Internal, PreconditionFailed, Refused, StaleVersion, Unavailable
+from sidecar.ports import Claim, ConsentFilter, MasterKeyRecord, PaymentFilter, SecretsChange, Store
 from tests.fakes.store import FakeStore, HandClock, SoftwareSigner
 from tests.unit.store import postgresql
 from tests.unit.store.support import (
@@ -140,6 +155,10 @@ async def test_a_consent_comes_back_as_it_was_stored(world: World) -> None:
         activate_time=NOW,
         revoke_time=NOW,
         failure_reason="DENIED",
+        periodic_limits=(
+            PeriodicLimit(amount=_euros(1), period_type=PeriodType.DAY),
+            PeriodicLimit(amount=_euros(2), period_type=PeriodType.HALF_YEAR, alignment=PeriodAlignment.CONSENT),
+        ),
     )
     bare = await world.consent(payment_limit=None, accounts=(), purposes=frozenset(), wrapped_data_key=b"")
 
@@ -242,6 +261,17 @@ async def test_a_consent_never_changes_hands(world: World) -> None:
     for change in ({"owner": "thief"}, {"caller": "spiffe://example.org/x"}, {"provider": "other"}):
         with pytest.raises(StaleVersion):
             await world.store.change_consent(consent.with_changes(**change), audit=[draft()])
+
+    assert await world.store.consent(consent.id) == consent
+
+
+@on_each_store
+async def test_the_periodic_limits_of_a_consent_never_change(world: World) -> None:
+    """What the owner allowed is not widened afterwards, whatever code asks for it."""
+    consent = await world.consent(periodic_limits=(PeriodicLimit(amount=_euros(1), period_type=PeriodType.DAY),))
+
+    with pytest.raises(Internal):
+        await world.store.change_consent(consent.with_changes(periodic_limits=()), audit=[draft()])
 
     assert await world.store.consent(consent.id) == consent
 
@@ -748,22 +778,28 @@ async def test_a_final_payment_never_changes(world: World) -> None:
         assert await world.size() == size
 
 
+_PATHS = {
+    PaymentState.ABANDONED: (PaymentState.ABANDONED,),
+    PaymentState.REJECTED: (PaymentState.DISPATCHED, PaymentState.REJECTED),
+    PaymentState.SETTLED: (PaymentState.DISPATCHED, PaymentState.SETTLED),
+    PaymentState.REJECTED_LATE: (PaymentState.DISPATCHED, PaymentState.ACCEPTED, PaymentState.REJECTED_LATE),
+    PaymentState.CANCELLED: (PaymentState.DISPATCHED, PaymentState.ACCEPTED, PaymentState.CANCELLED),
+}
+
+
 async def _brought_to(world: World, state: PaymentState) -> Payment:
-    paths = {
-        PaymentState.ABANDONED: (PaymentState.ABANDONED,),
-        PaymentState.REJECTED: (PaymentState.DISPATCHED, PaymentState.REJECTED),
-        PaymentState.SETTLED: (PaymentState.DISPATCHED, PaymentState.SETTLED),
-        PaymentState.REJECTED_LATE: (PaymentState.DISPATCHED, PaymentState.ACCEPTED, PaymentState.REJECTED_LATE),
-        PaymentState.CANCELLED: (PaymentState.DISPATCHED, PaymentState.ACCEPTED, PaymentState.CANCELLED),
-    }
     payment = await world.intent()
-    for step in paths[state]:
-        if step is PaymentState.DISPATCHED:
-            payment = await world.dispatched(payment)
-        else:
-            before, payment = payment, payment.to(step, now=NOW)
-            await world.change(before, payment)
+    for step in _PATHS[state]:
+        payment = await _stepped(world, payment, step)
     return payment
+
+
+async def _stepped(world: World, before: Payment, state: PaymentState) -> Payment:
+    if state is PaymentState.DISPATCHED:
+        return await world.dispatched(before)
+    after = before.to(state, now=NOW)
+    await world.change(before, after)
+    return after
 
 
 @on_each_store
@@ -822,6 +858,297 @@ async def test_what_a_payment_orders_never_changes(world: World) -> None:
     assert await world.store.payment(intent.id) == intent
 
 
+# --- limits -----------------------------------------------------------------------------------------------------------
+
+
+def reservation(
+    units: int, most: int, *, scope: str = "consent:c-1", moment: datetime = NOW, period: PeriodType = PeriodType.MONTH
+) -> Reservation:
+    """What a payment of `units` takes of a limit of `most`, both in cents."""
+    limit = PeriodicLimit(amount=_euros(most), period_type=period)
+    return limit.reservation(_euros(units), moment, scope=scope, since=CALENDAR_ANCHOR)
+
+
+def _euros(units: int) -> Money:
+    return Money(currency_code="EUR", minor_units=units)
+
+
+async def _claimed(world: World, *reservations: Reservation) -> Payment:
+    payment = new_payment(await world.active())
+    await world.store.claim_payment(payment, claim_of(payment), intent_draft(payment), reservations=reservations)
+    return payment
+
+
+async def _is_full(world: World, room: Reservation) -> bool:
+    """Whether there is no room for this any more. Takes the room where there is."""
+    try:
+        await _claimed(world, room)
+    except Refused:
+        return True
+    return False
+
+
+@on_each_store
+async def test_a_limit_is_reached_to_the_last_cent_and_not_beyond(world: World) -> None:
+    """Payments up to exactly the limit are claimed; one cent more is refused with whose limit it is and until when."""
+    await _claimed(world, reservation(600, 1000))
+    await _claimed(world, reservation(399, 1000))
+    size = await world.size()
+
+    with pytest.raises(Refused) as refused:
+        await _claimed(world, reservation(2, 1000))
+    assert (refused.value.reason, refused.value.metadata["limitScope"]) == ("LIMIT_EXCEEDED", "consent")
+    assert await world.size() == size + 1  # the consent's own entry
+    await _claimed(world, reservation(1, 1000))
+
+    assert await _is_full(world, reservation(1, 1000))
+
+
+@on_each_store
+async def test_a_refused_payment_leaves_nothing_behind(world: World) -> None:
+    """No claim, no intent, no entry, no part of a sum: the request id is free, and fits once there is room."""
+    payment = new_payment(await world.active())
+    size = await world.size()
+
+    with pytest.raises(Refused):
+        await world.store.claim_payment(
+            payment,
+            claim_of(payment),
+            intent_draft(payment),
+            reservations=[reservation(600, 1000, scope="caller:shop"), reservation(600, 599)],
+        )
+    assert await world.store.payment(payment.id) is None
+    assert await world.store.claim(payment.caller, payment.request_id) is None
+    assert await world.size() == size
+
+    await world.store.claim_payment(
+        payment,
+        claim_of(payment),
+        intent_draft(payment),
+        reservations=[reservation(1000, 1000, scope="caller:shop"), reservation(600, 600)],
+    )
+    assert await world.store.payment(payment.id) == payment
+
+
+@on_each_store
+async def test_of_two_payments_that_race_for_the_last_of_a_limit_one_wins(world: World) -> None:
+    """R5: twenty payments of one euro each ask at once for the three that are left; three get them, and the log has three
+    intents."""
+    await _claimed(world, reservation(700, 1000))
+    consent = await world.active()
+    payments = [new_payment(consent) for _ in range(20)]
+
+    outcomes = await _outcomes(
+        [
+            world.store.claim_payment(
+                payment, claim_of(payment), intent_draft(payment), reservations=[reservation(100, 1000)]
+            )
+            for payment in payments
+        ]
+    )
+
+    assert (outcomes.count(None), _count(outcomes, Refused)) == (3, 17)
+    intents = [entry.draft.payment for entry in await world.entries() if entry.draft.event is AuditEvent.PAYMENT_INTENT]
+    assert len(intents) == 4
+    assert await _is_full(world, reservation(1, 1000))
+
+
+@on_each_store
+async def test_a_repeat_reserves_nothing_again(world: World) -> None:
+    """The second claim of a request id gets the first one back, also where the limit would have no room for it."""
+    payment = new_payment(await world.active())
+    claim = claim_of(payment)
+    await world.store.claim_payment(payment, claim, intent_draft(payment), reservations=[reservation(200, 1000)])
+
+    for units in (200, 200, 200, 900):
+        again = new_payment(await world.active(), request_id=payment.request_id)
+        earlier = await world.store.claim_payment(
+            again, claim_of(again), intent_draft(again), reservations=[reservation(units, 1000)]
+        )
+        assert earlier == claim
+
+    await _claimed(world, reservation(800, 1000))
+
+
+@on_each_store
+async def test_windows_scopes_and_currencies_are_independent(world: World) -> None:
+    """What is reserved in one window says nothing about the next one, another period, another scope or another currency."""
+    full = reservation(1000, 1000)
+    await _claimed(world, full)
+    others = [
+        reservation(1000, 1000, moment=full.window.end),
+        reservation(1000, 1000, moment=full.window.start - timedelta(microseconds=1)),
+        reservation(1000, 1000, period=PeriodType.YEAR),
+        reservation(1000, 1000, scope="consent:c-2"),
+        reservation(1000, 1000, scope="caller:c-1"),
+        replace(full, limit=replace(full.limit, alignment=PeriodAlignment.CONSENT)),
+        replace(full, amount=Money(currency_code="GBP", minor_units=1000)),
+    ]
+
+    for other in others:
+        await _claimed(world, other)
+    assert [await _is_full(world, each) for each in (full, *others)] == [True] * 8
+
+
+@on_each_store
+async def test_a_definite_rejection_gives_back_once(world: World) -> None:
+    """Each state of a payment that was never executed frees what it had reserved, with the same write and no other; SETTLED and
+    every state on the way keeps it."""
+    for state in sorted(NEVER_EXECUTED | {PaymentState.SETTLED}):
+        scope = f"consent:{state}"
+        room = reservation(1000, 1000, scope=scope)
+        intent = await _claimed(world, room, reservation(1000, 1000, scope=f"caller:{state}"))
+        payment = intent
+        for step in _PATHS[state]:
+            assert await _is_full(world, reservation(1, 1000, scope=scope)), (state, payment.state)
+            payment = await _stepped(world, payment, step)
+        for each in (scope, f"caller:{state}"):
+            assert await _is_full(world, reservation(1, 1000, scope=each)) is (state is PaymentState.SETTLED), state
+        for _ in range(3):  # a writer that does not know yet that it is over
+            with pytest.raises((StaleVersion, Internal)):
+                await world.store.change_payment(
+                    replace(payment, status_reason="AGAIN"),
+                    expected_states=frozenset(PaymentState),
+                    expected_epoch=payment.epoch,
+                    audit=[draft()],
+                )
+        if state is not PaymentState.SETTLED:
+            assert not await _is_full(world, reservation(999, 1000, scope=scope)), state
+            assert await _is_full(world, reservation(1, 1000, scope=scope)), state
+
+
+@on_each_store
+async def test_what_is_not_known_keeps_its_part(world: World) -> None:
+    """Unknown is not rejected: reconciling and needs-attention count against the limit, and so does a payment that a stale writer
+    failed to reject."""
+    room = reservation(1000, 1000)
+    payment = await _claimed(world, room)
+    dispatched = await world.dispatched(payment)
+    reconciling = dispatched.to(PaymentState.RECONCILING, now=NOW, epoch=2)
+    await world.change(dispatched, reconciling)
+
+    with pytest.raises(StaleVersion):
+        await world.change(dispatched, dispatched.to(PaymentState.REJECTED, now=NOW))
+    assert await _is_full(world, reservation(1, 1000))
+    flagged = reconciling.to(PaymentState.NEEDS_ATTENTION, now=NOW, next_attempt_time=None)
+    await world.change(reconciling, flagged)
+    assert await _is_full(world, reservation(1, 1000))
+    not_executed = flagged.resolved(_resolution(Finding.NOT_EXECUTED))
+    await world.change(flagged, not_executed)
+
+    assert not await _is_full(world, room)
+
+
+@on_each_store
+async def test_what_is_given_back_is_what_was_taken(world: World) -> None:
+    """Also where the limit has another amount by then, or is gone: the other payments' parts stay."""
+    first = await _claimed(world, reservation(600, 1000))
+    await _claimed(world, reservation(300, 1000))
+    assert await _is_full(world, reservation(1, 900))
+
+    await world.change(first, first.to(PaymentState.ABANDONED, now=NOW))
+
+    assert await _is_full(world, reservation(601, 900))
+    assert not await _is_full(world, reservation(600, 900))
+
+
+# --- what a person found out -------------------------------------------------------------------------------------------
+
+
+def _resolution(finding: Finding = Finding.EXECUTED, administrator: str = "spiffe://example.org/admin") -> Resolution:
+    return Resolution(
+        finding=finding,
+        reason="Statement 11/2026, asked J. Doe",
+        administrator=WorkloadId(administrator),
+        resolve_time=NOW + timedelta(microseconds=3),
+    )
+
+
+async def _flagged(world: World) -> Payment:
+    dispatched = await world.dispatched()
+    reconciling = dispatched.to(PaymentState.RECONCILING, now=NOW, epoch=2)
+    await world.change(dispatched, reconciling)
+    flagged = reconciling.to(PaymentState.NEEDS_ATTENTION, now=NOW, next_attempt_time=None)
+    await world.change(reconciling, flagged)
+    return flagged
+
+
+@on_each_store
+async def test_a_finding_comes_back_as_it_was_stored(world: World) -> None:
+    """Who, when, what, and in which words; and the payment is final."""
+    for finding in Finding:
+        flagged = await _flagged(world)
+        resolved = flagged.resolved(_resolution(finding))
+        await world.change(flagged, resolved)
+
+        assert await world.store.payment(flagged.id) == resolved
+        assert resolved.is_terminal
+        with pytest.raises((StaleVersion, Internal)):
+            await world.change(resolved, replace(resolved, resolution=_resolution(administrator="somebody-else")))
+
+
+@on_each_store
+async def test_a_payment_that_needs_attention_leaves_by_a_finding_only(world: World) -> None:
+    """No machine settles it, and what needs no attention is not resolved."""
+    flagged = await _flagged(world)
+    dispatched = await world.dispatched()
+
+    with pytest.raises(Internal):
+        await world.change(flagged, flagged.to(PaymentState.REJECTED, now=NOW))
+    with pytest.raises(Internal):
+        await world.change(
+            dispatched, dispatched.to(PaymentState.SETTLED, now=NOW, resolution=_resolution(Finding.EXECUTED))
+        )
+
+    assert await world.store.payment(flagged.id) == flagged
+    assert await world.store.payment(dispatched.id) == dispatched
+
+
+@on_each_store
+async def test_of_two_findings_at_once_one_stands(world: World) -> None:
+    """Compare-and-set: the second one is stale, and neither its claim nor its entry is there."""
+    flagged = await _flagged(world)
+    findings = [flagged.resolved(_resolution(finding)) for finding in Finding]
+    claims = [new_claim(flagged.id), new_claim(flagged.id)]
+
+    outcomes = await _outcomes([_resolve(world, after, claim) for after, claim in zip(findings, claims, strict=True)])
+
+    assert (outcomes.count(None), _count(outcomes, StaleVersion)) == (1, 1)
+    winner = outcomes.index(None)
+    assert await world.store.payment(flagged.id) == findings[winner]
+    assert [await world.store.claim(claim.caller, claim.request_id) is not None for claim in claims] == [
+        winner == 0,
+        winner == 1,
+    ]
+    events = [entry.draft.event for entry in await world.entries()]
+    assert events.count(AuditEvent.PAYMENT_RESOLVED) == 1
+
+
+@on_each_store
+async def test_a_change_of_a_payment_with_a_used_request_id_writes_nothing(world: World) -> None:
+    """change_payment with a claim that was there before returns the earlier one and leaves the payment alone."""
+    flagged = await _flagged(world)
+    claim = new_claim(flagged.id)
+    await world.store.record([draft()], claim=claim)
+    size = await world.size()
+
+    earlier = await _resolve(world, flagged.resolved(_resolution()), replace(claim, digest=b"x" * 32))
+
+    assert earlier == claim
+    assert await world.store.payment(flagged.id) == flagged
+    assert await world.size() == size
+
+
+async def _resolve(world: World, after: Payment, claim: Claim) -> Claim | None:
+    return await world.store.change_payment(
+        after,
+        expected_states=frozenset({PaymentState.NEEDS_ATTENTION}),
+        expected_epoch=after.epoch - 1,
+        claim=claim,
+        audit=[draft(AuditEvent.PAYMENT_RESOLVED, payment=after.id, detail_digest=b"d" * 32, reason="EXECUTED")],
+    )
+
+
 @on_each_store
 async def test_payments_are_listed_and_filtered(world: World) -> None:
     """payments() pages by ascending id, and each part of the filter narrows it."""
@@ -839,6 +1166,11 @@ async def test_payments_are_listed_and_filtered(world: World) -> None:
     assert await found(PaymentFilter(owner=other.owner)) == [fourth]
     assert await found(PaymentFilter(caller=WorkloadId("nobody"))) == []
     assert await found(PaymentFilter(states=frozenset({PaymentState.DISPATCHED}))) == [dispatched]
+    both = PaymentFilter(states=frozenset({PaymentState.DISPATCHED, PaymentState.INTENT}))
+    assert await found(both, limit=3) == [first, dispatched, third]
+    assert await found(both, after=dispatched.id) == [third, fourth]
+    assert await found(replace(both, owner=consent.owner)) == [first, dispatched, third]
+    assert await found(replace(both, consent=other.id, states=frozenset({PaymentState.DISPATCHED}))) == []
     assert await found(PaymentFilter(states=frozenset())) == []
 
 

@@ -500,7 +500,7 @@ def _with_payment(state: _State, before: Payment, after: Payment) -> _State:
     if _order(before) != _order(after):
         raise Internal("what a payment orders never changes")
     if before.state is PaymentState.NEEDS_ATTENTION:
-        resolved_well = after.state is PaymentState.NEEDS_ATTENTION or after.resolution is not None
+        resolved_well = (after.state is PaymentState.NEEDS_ATTENTION) == (after.resolution is None)
     else:
         resolved_well = before.resolution == after.resolution
     if not resolved_well:

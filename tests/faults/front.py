@@ -10,6 +10,7 @@ from custody.v1 import account_reference_pb2, consent_pb2, payment_pb2
 from google.protobuf.message import Message
 from google.type import money_pb2
 
+from sidecar.custody.resolve import Resolver
 from sidecar.domain.caller import Caller
 from sidecar.domain.consent import Consent
 from sidecar.errors import CustodyError, InvalidField
@@ -55,7 +56,8 @@ class Front:
 
     def _method(self, name: str) -> Callable[[Any, Any], Awaitable[Any]]:
         core = self.world.core
-        payments = PaymentServicer(payments=core.payments, reconciler=core.reconciler)
+        resolver = Resolver(store=core.store, clock=self.world.clock, payments=core.payments)
+        payments = PaymentServicer(payments=core.payments, reconciler=core.reconciler, resolver=resolver)
         servicer = (
             payments if hasattr(payments, name) and "Payment" in name else ConsentServicer(consents=core.consents)
         )

@@ -15,6 +15,7 @@ from custody.v1 import (
     errors_pb2,
     key_pb2,
     payment_pb2,
+    periodic_limit_pb2,
     provider_pb2,
     psu_context_pb2,
     purpose_pb2,
@@ -226,6 +227,17 @@ def _asked() -> dict[str, Any]:
         "accounts": [_account(), _account("DE02120300000000202051")],
         "expire_time": _in(30),
         "payment_limit": _euros(),
+        "periodic_limits": [
+            {
+                "amount": _euros(units),
+                "period_type": period_type,
+                "alignment": periodic_limit_pb2.PERIOD_ALIGNMENT_CALENDAR,
+            }
+            for units, period_type in (
+                (20, periodic_limit_pb2.PERIOD_TYPE_DAY),
+                (50, periodic_limit_pb2.PERIOD_TYPE_MONTH),
+            )
+        ],
     }
 
 
@@ -266,7 +278,17 @@ _VALID: dict[str, Callable[[], dict[str, Any]]] = {
         "psu_context": _psu(),
     },
     "GetPayment": lambda: {"payment": "payments/p-0000000000000000000000ff", "owner": OWNER},
-    "ListPayments": lambda: {**_owned(), "page_size": 10},
+    "ListPayments": lambda: {
+        **_owned(),
+        "page_size": 10,
+        "states": [payment_pb2.Payment.STATE_UNKNOWN, payment_pb2.Payment.STATE_NEEDS_ATTENTION],
+    },
+    "ResolvePayment": lambda: {
+        "payment": "payments/p-0000000000000000000000ff",
+        "finding": payment_pb2.PaymentResolution.FINDING_NOT_EXECUTED,
+        "reason": "asked the bank",
+        "request_id": str(uuid.uuid4()),
+    },
     "ListAccounts": lambda: {**_owned(), "psu_context": _psu()},
     "ListBalances": lambda: {**_owned(), "account": "accounts/a1", "psu_context": _psu()},
     "ListTransactions": lambda: {

@@ -36,6 +36,11 @@ POLICY: dict[str, dict[str, Any]] = {
         **_FULL,
         "payment_limits": [{"currency_code": "EUR", "amount": "5.00"}],
     },
+    "small-sums": {
+        "roles": ["application"],
+        **_FULL,
+        "periodic_limits": [{"currency_code": "EUR", "amount": "6.00", "period_type": "year"}],
+    },
     "no-limits": {"roles": ["application"], **_FULL, "payment_limits": []},
     "other-provider": {"roles": ["application"], **_FULL, "providers": ["another-bank"]},
     "nothing": {"roles": ["application"]},

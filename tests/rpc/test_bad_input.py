@@ -16,6 +16,8 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 
+from sidecar.domain.caller import Role
+from sidecar.gateway.methods import METHODS as ALLOWED
 from tests.rpc.calls import Method, Outcome, call, contract_methods, details_of, valid
 from tests.rpc.conftest import Rpc
 
@@ -24,8 +26,7 @@ RTL = "\u202e"
 # Redirects and headers are opaque text of others: in these a blank is as good as any other character.
 BLANKS_ALLOWED = frozenset({"code", "state", "error", "error_description", "user_agent"})
 # OAuth's own character sets (RFC 6749 appendix A) allow what elsewhere is a wrong form.
-ANY_PRINTABLE = BLANKS_ALLOWED | {"iss"}
-ADMINISTRATION = ("custody.v1.KeyService", "custody.v1.AuditService")
+ANY_PRINTABLE = BLANKS_ALLOWED | {"iss", "reason"}  # an administrator's words are shown to people only
 METHODS = {str(method): method for method in contract_methods()}
 
 
@@ -208,7 +209,7 @@ WRONG_TIMES: dict[str, dict[str, Any]] = {
 def test_every_field_in_every_way(rpc: Rpc, name: str) -> None:
     """Each wrong request is answered with INVALID_ARGUMENT, the field and a rule; no row is written; nothing is echoed."""
     method = METHODS[name]
-    channel = rpc.operator if method.service in ADMINISTRATION else rpc.application
+    channel = _channel(rpc, method)
     before = rpc.rows()
     wrong = list(cases(method))
     failures = [failure for case in wrong if (failure := _judged(case, call(channel, method, case.request)))]
@@ -226,7 +227,7 @@ def test_valid_requests_are_valid(rpc: Rpc, name: str) -> None:
         request = valid(METHODS[name], provider="providers/no-such-bank")  # a real one would make a consent
     else:
         request = valid(METHODS[name])
-    channel = rpc.operator if METHODS[name].service in ADMINISTRATION else rpc.application
+    channel = _channel(rpc, METHODS[name])
 
     outcome = call(channel, METHODS[name], request)
 
@@ -238,7 +239,7 @@ def test_valid_requests_are_valid(rpc: Rpc, name: str) -> None:
 def test_bytes_that_are_no_text(rpc: Rpc, name: str) -> None:
     """Text that is not UTF-8, in any field at any depth, is refused with a reason, not by gRPC without one."""
     method = METHODS[name]
-    channel = rpc.operator if method.service in ADMINISTRATION else rpc.application
+    channel = _channel(rpc, method)
     before = rpc.rows()
     tried = 0
 
@@ -275,7 +276,7 @@ BROKEN_MESSAGES = {
 def test_bytes_that_are_no_message(rpc: Rpc, what: str) -> None:
     """Bytes that do not parse are INVALID_ARGUMENT with a reason, for every method."""
     for method in METHODS.values():
-        channel = rpc.operator if method.service in ADMINISTRATION else rpc.application
+        channel = _channel(rpc, method)
         outcome = call(channel, method, BROKEN_MESSAGES[what])
 
         assert (outcome.code, outcome.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "FIELD_INVALID"), method
@@ -299,8 +300,14 @@ def test_last_of_a_scalar_given_twice_is_checked(rpc: Rpc) -> None:
 
 
 RULES_BETWEEN_FIELDS: dict[str, tuple[str, dict[str, Any], str]] = {
-    "a limit without payments": ("CreateConsent", {"purposes": [1]}, "PAYMENT_LIMIT_WITHOUT_PAYMENTS"),
-    "a limit without payments, imported": ("ImportConsent", {"purposes": [1]}, "PAYMENT_LIMIT_WITHOUT_PAYMENTS"),
+    **{
+        f"{what} without payments: {name}": (name, {"purposes": [1], other: None}, rule)
+        for name in ("CreateConsent", "ImportConsent")
+        for what, other, rule in (
+            ("a limit", "periodic_limits", "PAYMENT_LIMIT_WITHOUT_PAYMENTS"),
+            ("a limit of a period", "payment_limit", "PERIODIC_LIMITS_WITHOUT_PAYMENTS"),
+        )
+    },
     "both code and error": ("CompleteConsent", {"error": "access_denied"}, "REDIRECT_CODE_OR_ERROR"),
     "neither code nor error": ("CompleteConsent", {"code": ""}, "REDIRECT_CODE_OR_ERROR"),
 }
@@ -315,6 +322,40 @@ def test_rules_between_fields(rpc: Rpc, what: str) -> None:
     outcome = call(rpc.application, METHODS[name], valid(METHODS[name], **changes))
 
     assert outcome.violations == {"(request)": rule}
+    assert rpc.rows() == before
+
+
+WRONG_LIMITS: dict[str, tuple[Callable[[Any], None], dict[str, str]]] = {
+    "a period twice": (
+        lambda limits: limits[1].CopyFrom(limits[0]),
+        {"periodic_limits[1]": "UNIQUE"},
+    ),
+    "another currency than the single limit's": (
+        lambda limits: _merge("amount", {"currency_code": "GBP"})(limits[1]),
+        {"periodic_limits[1].amount.currency_code": "CURRENCY"},
+    ),
+    "more decimals than the currency has": (
+        lambda limits: _merge("amount", {"units": 1, "nanos": 5_000_000})(limits[0]),
+        {"periodic_limits[0].amount.nanos": "DECIMALS"},
+    ),
+    "a currency that is none": (
+        lambda limits: _merge("amount", {"currency_code": "XXX"})(limits[0]),
+        {"periodic_limits[0].amount.currency_code": "CURRENCY"},
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WRONG_LIMITS)
+def test_limits_that_contradict_each_other(rpc: Rpc, what: str) -> None:
+    """Each mistake between the limits of a consent is named by the place of the limit; no consent is made."""
+    change, violations = WRONG_LIMITS[what]
+    request: Any = valid(METHODS["CreateConsent"], redirect_uri=rpc.system.development.redirect_uri)
+    change(request.periodic_limits)
+    before = rpc.rows()
+
+    outcome = call(rpc.application, METHODS["CreateConsent"], request)
+
+    assert outcome.violations == violations
     assert rpc.rows() == before
 
 
@@ -348,7 +389,7 @@ PAGE_TOKENS = {
 def test_page_tokens_that_no_page_gave(rpc: Rpc, name: str, what: str) -> None:
     """A token that was made up is refused as such, or begins a page of nothing but what the caller may see; never a defect."""
     method = METHODS[name]
-    channel = rpc.operator if method.service in ADMINISTRATION else rpc.application
+    channel = _channel(rpc, method)
     fields = {"consent": ""} if name == "ListPayments" else {}
 
     outcome = call(channel, method, valid(method, page_token=PAGE_TOKENS[what], **fields))
@@ -361,7 +402,7 @@ def test_page_tokens_that_no_page_gave(rpc: Rpc, name: str, what: str) -> None:
 def test_largest_page(rpc: Rpc) -> None:
     """A page size above the largest is clamped, the greatest number too (AIP-158)."""
     for name in ("ListConsents", "ListPayments", "ListProviders", "ListEntries"):
-        channel = rpc.operator if METHODS[name].service in ADMINISTRATION else rpc.application
+        channel = _channel(rpc, METHODS[name])
         fields = {"consent": "", "payment": ""} if name == "ListEntries" else {}
         if name == "ListPayments":
             fields = {"consent": ""}
@@ -371,6 +412,12 @@ def test_largest_page(rpc: Rpc) -> None:
 
 
 # --- helpers ------------------------------------------------------------------------------------------------------------
+
+
+def _channel(rpc: Rpc, method: Method) -> grpc.Channel:
+    """One on which the method may be called."""
+    return rpc.application if Role.APPLICATION in ALLOWED[method.path] else rpc.operator
+
 
 Step = tuple[str, int | None]
 

@@ -140,6 +140,11 @@ SCENARIOS: dict[str, Callable[[Rpc], Outcome]] = {
     "OWNER_MISMATCH": lambda rpc: call(rpc.as_workload("nothing"), METHODS["GetConsent"], valid(METHODS["GetConsent"])),
     "CONSENT_NOT_FOUND": lambda rpc: call(rpc.application, METHODS["GetConsent"], valid(METHODS["GetConsent"])),
     "PAYMENT_NOT_FOUND": lambda rpc: call(rpc.application, METHODS["GetPayment"], valid(METHODS["GetPayment"])),
+    "PAYMENT_NOT_RESOLVABLE": lambda rpc: call(
+        rpc.operator,
+        METHODS["ResolvePayment"],
+        valid(METHODS["ResolvePayment"], payment=rpc.system.pay(rpc.system.shared_consent()).name),
+    ),
     "PROVIDER_NOT_FOUND": lambda rpc: call(
         rpc.application, METHODS["GetProvider"], valid(METHODS["GetProvider"], provider="providers/none")
     ),

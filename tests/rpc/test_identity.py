@@ -84,6 +84,7 @@ def test_the_table_says_what_the_contract_says() -> None:
     for name in ("CreateConsent", "CompleteConsent", "GetImportKey", "ImportConsent"):
         assert METHODS[f"/custody.v1.ConsentService/{name}"] == {Role.APPLICATION}
     assert METHODS["/custody.v1.PaymentService/InitiatePayment"] == {Role.APPLICATION}
+    assert METHODS["/custody.v1.PaymentService/ResolvePayment"] == {Role.ADMINISTRATOR}
     assert METHODS["/custody.v1.SigningService/Sign"] == {Role.APPLICATION}
 
 

@@ -15,6 +15,7 @@ from tests.rpc.conftest import Rpc
 from tests.rpc.pki import SERVER_NAME
 
 PERMISSION_DENIED = grpc.StatusCode.PERMISSION_DENIED
+NO_LIMITS = {"payment_limit": None, "periodic_limits": None}
 
 # Workload, method, what differs from a valid request, reason.
 REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
@@ -24,7 +25,12 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "nothing allowed: reading a consent": ("nothing", "GetConsent", {}, "OWNER_MISMATCH"),
     "nothing allowed: listing payments": ("nothing", "ListPayments", {}, "OWNER_MISMATCH"),
     "another purpose": ("accounts-only", "CreateConsent", {}, "POLICY_REFUSED"),
-    "no imports": ("accounts-only", "ImportConsent", {"purposes": [1], "payment_limit": None}, "POLICY_REFUSED"),
+    "no imports": (
+        "accounts-only",
+        "ImportConsent",
+        {"purposes": [1], **NO_LIMITS},
+        "POLICY_REFUSED",
+    ),
     "another provider": ("other-provider", "CreateConsent", {}, "POLICY_REFUSED"),
     "another provider, imported": ("other-provider", "ImportConsent", {}, "POLICY_REFUSED"),
     "another owner": ("two-owners", "CreateConsent", {"owner": "person-3"}, "OWNER_MISMATCH"),
@@ -116,6 +122,28 @@ def test_amount_limits(rpc: Rpc, consent_of: Callable[[str], custody.Consent], w
 
     assert outcome.reason == reason
     assert (rpc.rows() == before) is bool(reason)
+
+
+def test_periodic_limits(rpc: Rpc, consent_of: Callable[[str], custody.Consent]) -> None:
+    """The policy's sum of a year is reached to the cent; then the answer says whose limit and until when, and who else has one
+    of their own is not kept from paying."""
+    consent = consent_of("small-sums")
+    first, over, last = (
+        _pay(rpc, "small-sums", consent, {"currency_code": "EUR", "units": units, "nanos": nanos})
+        for units, nanos in ((4, 0), (2, 10_000_000), (2, 0))
+    )
+    other = _pay(rpc, "small-payments", consent_of("small-payments"), {"currency_code": "EUR", "units": 2})
+
+    assert (first.reason, last.reason, other.reason) == ("", "", "")
+    assert (over.code, over.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "LIMIT_EXCEEDED")
+    assert {name: over.info.metadata[name] for name in ("limitScope", "periodType", "periodAlignment")} == {
+        "limitScope": "caller",
+        "periodType": "YEAR",
+        "periodAlignment": "CALENDAR",
+    }
+    assert over.info.metadata["periodEndTime"].endswith("-01-01T00:00:00Z")
+    refusals = [entry.reason for entry in rpc.system.admin.audit.entries() if entry.event == "CALL_REFUSED"]
+    assert "LIMIT_EXCEEDED" in refusals
 
 
 def test_purpose_that_the_policy_allows_and_the_consent_does_not(

@@ -6,18 +6,17 @@ from collections.abc import Iterator
 import custody
 import grpc
 import pytest
+from custody.v1 import payment_pb2
 from google.protobuf.message import Message
 
+from sidecar.domain.caller import Role
+from sidecar.gateway.methods import METHODS as ALLOWED
 from tests.e2e.system import CREDITOR, OWNER
 from tests.rpc.calls import Method, Outcome, call, contract_methods, valid
 from tests.rpc.conftest import Rpc
 
 NOT_THERE = {"consent": "consents/c-000000000000000000000000", "payment": "payments/p-000000000000000000000000"}
-APPLICATION_METHODS = [
-    method
-    for method in contract_methods()
-    if method.service not in ("custody.v1.KeyService", "custody.v1.AuditService")
-]
+APPLICATION_METHODS = [method for method in contract_methods() if Role.APPLICATION in ALLOWED[method.path]]
 TAKE_A_NAME = [
     (method, field)
     for method in APPLICATION_METHODS
@@ -81,7 +80,7 @@ def test_without_an_owner(rpc: Rpc, there: dict[str, str], method: Method, field
 def test_lists_hold_only_what_is_ones_own(rpc: Rpc, methods: dict[str, Method], there: dict[str, str]) -> None:
     """Neither another workload nor another owner finds the consent or the payment in a list; who made them does."""
     for name in ("ListConsents", "ListPayments"):
-        request = {"consent": ""} if name == "ListPayments" else {}
+        request = {"consent": "", "states": []} if name == "ListPayments" else {}
         method = methods[name]
 
         assert _names(call(rpc.application, method, valid(method, **request)))
@@ -113,6 +112,20 @@ def test_request_ids_are_each_workloads_own(rpc: Rpc, methods: dict[str, Method]
     unused = _pay(channel, methods, consent.name, str(uuid.uuid4()))
 
     assert _same(used, unused)
+
+
+def test_lists_by_state(rpc: Rpc, methods: dict[str, Method], payment: custody.Payment) -> None:
+    """A list holds the payments in the states that were asked for, and no others."""
+    settled, unsettled = payment_pb2.Payment.STATE_SETTLED, payment_pb2.Payment.STATE_IN_PROGRESS
+    rpc.system.client.payments.wait(payment.name)
+
+    def listed(*states: payment_pb2.Payment.State.ValueType) -> list[str]:
+        request = valid(methods["ListPayments"], consent="", page_size=200, states=states)
+        return _names(call(rpc.application, methods["ListPayments"], request))
+
+    assert payment.name in listed(settled)
+    assert payment.name in listed(settled, unsettled)
+    assert payment.name not in listed(unsettled)
 
 
 def test_administrators_see_all(rpc: Rpc, methods: dict[str, Method], there: dict[str, str]) -> None:

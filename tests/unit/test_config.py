@@ -394,9 +394,19 @@ def policy() -> dict[str, Any]:
                 "providers": ["bank"],
                 "owners": ["owner-1"],
                 "payment_limits": [{"currency_code": "EUR", "amount": "100.00"}],
+                "periodic_limits": [{"currency_code": "EUR", "amount": "500", "period_type": "half-year"}],
             }
         ]
     }
+
+
+PERIODIC = {"currency_code": "EUR", "amount": "1", "period_type": "day"}
+
+
+def periodic(**changes: object) -> Change:
+    """One periodic limit with a mistake; None leaves the key out."""
+    limit = {name: value for name, value in {**PERIODIC, **changes}.items() if value is not None}
+    return at("workloads", 0, "periodic_limits")([limit])
 
 
 def policy_mistakes(directory: Path, change: Change) -> tuple[str, ...]:
@@ -454,6 +464,21 @@ def test_a_policy_that_names_nothing_permits_nothing(tmp_path: Path) -> None:
         (
             at("workloads", 0, "payment_limits")([{"currency_code": "EUR", "amount": "1"}] * 2),
             "workloads[0].payment_limits: EUR stands more than once",
+        ),
+        (periodic(period_type="decade"), "workloads[0].periodic_limits[0].period_type"),
+        (periodic(period_type="MONTH"), "workloads[0].periodic_limits[0].period_type"),
+        (periodic(period_type=None), "workloads[0].periodic_limits[0]: missing key: period_type"),
+        (periodic(alignment="consent"), "workloads[0].periodic_limits[0]: unknown key: alignment"),
+        (periodic(amount="1,00"), "workloads[0].periodic_limits[0].amount"),
+        (periodic(amount=1), "workloads[0].periodic_limits[0].amount"),
+        (periodic(currency_code="eur"), "workloads[0].periodic_limits[0].currency_code"),
+        (
+            periodic(currency_code="GBP"),
+            "workloads[0].periodic_limits[0].currency_code: GBP has no limit in payment_limits",
+        ),
+        (
+            at("workloads", 0, "periodic_limits")([PERIODIC, {**PERIODIC, "amount": "9"}]),
+            "workloads[0].periodic_limits: EUR a day stands more than once",
         ),
         (
             at("workloads")([policy()["workloads"][0]] * 2),

@@ -22,6 +22,7 @@ from custody.v1 import (
     errors_pb2,
     key_pb2,
     payment_pb2,
+    periodic_limit_pb2,
     provider_pb2,
     psu_context_pb2,
     purpose_pb2,
@@ -59,6 +60,7 @@ FILES: tuple[FileDescriptor, ...] = tuple(
         errors_pb2,
         key_pb2,
         payment_pb2,
+        periodic_limit_pb2,
         provider_pb2,
         psu_context_pb2,
         purpose_pb2,
@@ -78,6 +80,7 @@ METHODS = {
     "PaymentService.InitiatePayment": True,
     "PaymentService.GetPayment": False,
     "PaymentService.ListPayments": False,
+    "PaymentService.ResolvePayment": True,
     "AccountService.ListAccounts": False,
     "AccountService.ListBalances": False,
     "AccountService.ListTransactions": False,
@@ -94,7 +97,8 @@ METHODS = {
 
 # Methods that act on one consent, or on what hangs on it: they name the owner on whose behalf.
 OWNED = {name for name in METHODS if re.match(r"(Consent|Payment|Account)Service\.|SigningService\.Sign$", name)} - {
-    "ConsentService.GetImportKey"
+    "ConsentService.GetImportKey",
+    "PaymentService.ResolvePayment",  # an administrator acts, on nobody's behalf
 }
 
 # Names that speak of people, accounts, or of what lets somebody in. Every field so named is redacted.

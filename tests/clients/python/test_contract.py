@@ -135,7 +135,17 @@ def refusal(act: Callable[[], object], kind: type[custody.CustodyError]) -> cust
 def test_a_consent_goes_from_request_to_active(client: Any, fake: FakeCustody) -> None:
     """The person approves at the provider; the redirect completes the consent; the request ids come back."""
     psu = custody.PsuContext(ip_address="192.0.2.7", user_agent="Firefox")
-    pending = create(client, fake, accounts=[IBAN], psu_context=psu, payment_limit=Money("100", "EUR"))
+    limits = [
+        custody.PeriodicLimit(amount=Money("500", "EUR"), period_type=custody.PeriodType.MONTH),
+        custody.PeriodicLimit(
+            amount=Money("900", "EUR"),
+            period_type=custody.PeriodType.HALF_YEAR,
+            alignment=custody.PeriodAlignment.CONSENT,
+        ),
+    ]
+    pending = create(
+        client, fake, accounts=[IBAN], psu_context=psu, payment_limit=Money("100", "EUR"), periodic_limits=limits
+    )
 
     active = client.consents.complete(pending.consent.name, fake.approve(pending.authorisation_uri))
 
@@ -146,6 +156,7 @@ def test_a_consent_goes_from_request_to_active(client: Any, fake: FakeCustody) -
     assert active.purposes == tuple(ALL)
     assert active.accounts == (custody.AccountReference(IBAN),)
     assert active.payment_limit == Money("100.00", "EUR")
+    assert active.periodic_limits == tuple(limits)
     assert active.activate_time is not None
     assert active.failure_reason is None
     assert uuid.UUID(active.request_id).version == 4
@@ -269,6 +280,31 @@ def test_waiting_until_something_else(client: Any, fake: FakeCustody) -> None:
     waiting = client.payments.wait(payment.name, timeout_seconds=30, until=lambda seen: bool(seen.authorisation_uri))
 
     assert waiting.state is PaymentState.AWAITING_AUTHORISATION
+
+
+def test_what_a_person_found_out_is_written_down(client: Any, fake: FakeCustody) -> None:
+    """Only for a payment that needs attention, once; a repeat gets it again; whoever asked for it sees the state alone."""
+    consent = activate(client, fake).name
+    fake.script_payments(PaymentState.NEEDS_ATTENTION)
+    executed, other = pay(client, consent), pay(client, consent)
+    administrator = client.for_owner("")
+    found = {"finding": custody.Finding.EXECUTED, "reason": "in the statement", "request_id": str(uuid.uuid4())}
+
+    resolved = administrator.payments.resolve(executed.name, **found)
+    again = administrator.payments.resolve(executed.name, **found)
+    refused = refusal(
+        lambda: administrator.payments.resolve(executed.name, finding=custody.Finding.NOT_EXECUTED, reason="x"),
+        custody.PreconditionError,
+    )
+    rejected = administrator.payments.resolve(other.name, finding=custody.Finding.NOT_EXECUTED, reason="not there")
+
+    assert resolved == again == administrator.payments.get(executed.name)
+    assert (resolved.state, rejected.state) == (PaymentState.SETTLED, PaymentState.REJECTED)
+    assert (resolved.resolution.finding, resolved.resolution.reason) == (custody.Finding.EXECUTED, "in the statement")
+    assert refused.reason == ErrorReason.PAYMENT_NOT_RESOLVABLE
+    assert client.payments.get(executed.name).resolution is None
+    assert [each.name for each in client.payments.list(states=[PaymentState.SETTLED])] == [executed.name]
+    assert list(client.payments.list(states=[PaymentState.UNKNOWN, PaymentState.NEEDS_ATTENTION])) == []
 
 
 def test_accounts_balances_and_transactions_are_read(client: Any, fake: FakeCustody) -> None:

@@ -111,11 +111,15 @@ def test_repr_keeps_people_and_accounts_to_itself() -> None:
     """A value that is logged whole gives away no name, account, reference or URI."""
     account = values.AccountReference("CANARY")
     now = datetime.now(UTC)
+    found = values.PaymentResolution(
+        finding=values.Finding.EXECUTED, reason="CANARY", administrator="workload:operator", resolve_time=now
+    )
     payment = values.Payment(
         name="payments/1", consent="consents/1", owner="CANARY", request_id="r", state=values.PaymentState.SETTLED,
         amount=Money(1, "EUR"), debtor_account=account, creditor_account=account, creditor_name="CANARY",
         remittance_information="CANARY", end_to_end_id="e", product=values.PaymentProduct.SEPA_CREDIT_TRANSFER,
         authorisation_uri="CANARY", provider_status="ACSC", status_reason="", create_time=now, update_time=now,
+        resolution=found,
     )  # fmt: skip
     consent = values.Consent(
         name="consents/1", owner="CANARY", provider="providers/1", purposes=(), accounts=(account,),
@@ -245,7 +249,7 @@ def test_every_method_of_the_contract_is_offered() -> None:
     source = inspect.getsource(_calls)
     named = {name for name in _methods() if f'"{name}"' in source}
     named |= {f"ConsentService.{m}" for m in ("CompleteConsent", "ImportConsent", "GetConsent", "RevokeConsent")}
-    named |= {f"PaymentService.{m}" for m in ("InitiatePayment", "GetPayment")}
+    named |= {f"PaymentService.{m}" for m in ("InitiatePayment", "GetPayment", "ResolvePayment")}
 
     assert named == set(_methods())
 

@@ -72,18 +72,21 @@ class LogBuilder:
         epoch: int = 0,
         reason: str = "",
         consent: str = "",
+        caller: str = "spiffe://example.org/ns/shop/sa/checkout",
+        detail_digest: bytes = b"",
     ) -> "LogBuilder":
         self.clock_ns += 1_000_000
         self.boot_ns += 1_000_000
         draft = AuditDraft(
             event=event,
             outcome=outcome,
-            caller="spiffe://example.org/ns/shop/sa/checkout",
+            caller=caller,
             payment=payment,
             consent=consent,
             epoch=epoch,
             reason=reason,
             subject=hashlib.sha256(consent.encode()).digest() if consent else b"",
+            detail_digest=detail_digest,
         )
         self.head, leaf = self.head.append(draft, time_ns=self.clock_ns, boot_time_ns=self.boot_ns)
         self.leaves.append(leaf.entry)

@@ -1,6 +1,7 @@
 """The rules of payment that an auditor reads off the log: a table of named trails."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -20,12 +21,18 @@ EVENTS = {
     "reconcile": (AuditEvent.PAYMENT_RECONCILING, AuditOutcome.UNKNOWN),
     "status": (AuditEvent.PAYMENT_STATUS, AuditOutcome.SUCCEEDED),
     "abandoned": (AuditEvent.PAYMENT_ABANDONED, AuditOutcome.FAILED),
+    "flagged": (AuditEvent.PAYMENT_NEEDS_ATTENTION, AuditOutcome.UNKNOWN),
+    "resolved": (AuditEvent.PAYMENT_RESOLVED, AuditOutcome.SUCCEEDED),
 }
+RESOLUTION = {"caller": "workload:operator", "reason": "NOT_EXECUTED", "detail_digest": b"d" * 32}
 
 NO_INTENT = "a payment was dispatched without an intent on record before"
 SAME_EPOCH = "a payment was dispatched again without a new epoch"
 NOT_COVERED = "a payment has an outcome, but no checkpoint covered its dispatch before"
 NO_DISPATCH = "a payment has an outcome, but no dispatch on record before"
+AFTER_FINDING = "a payment was dispatched after a person had said what became of it"
+TWICE_FOUND = "a payment was resolved twice"
+HALF_FOUND = "a payment was resolved without saying by whom, with what finding, or what was checked"
 NO_NAME = "an entry about a payment names none"
 
 # name: (trail, violations). A step is "what payment epoch"; "|" is a checkpoint.
@@ -65,6 +72,17 @@ TRAILS: dict[str, tuple[str, list[str]]] = {
     ),
     "paid without dispatch": ("intent A 1, paid A 1", [NO_DISPATCH]),
     "unknown without dispatch": ("intent A 1, unknown A 1", [NO_DISPATCH]),
+    "resolved by a person": (
+        "intent A 1, dispatch A 1, |, unknown A 1, reconcile A 2, flagged A 2, resolved A 3",
+        [],
+    ),
+    "flagged by another instance, resolved here": ("resolved A 3", []),
+    "two payments resolved": ("resolved A 3, resolved B 3", []),
+    "resolved twice": ("intent A 1, dispatch A 1, |, unknown A 1, resolved A 3, resolved A 4", [TWICE_FOUND]),
+    "dispatched after a finding": (
+        "intent A 1, dispatch A 1, |, unknown A 1, resolved A 3, dispatch A 4, |, paid A 4",
+        [AFTER_FINDING],
+    ),
     "no name": ("intent - 1, dispatch - 1", [NO_NAME, NO_NAME]),
 }
 
@@ -77,7 +95,8 @@ def trail_of(text: str) -> LogBuilder:
             continue
         what, payment, epoch = step.split(" ")
         event, outcome = EVENTS[what]
-        log.put(event, outcome, payment="" if payment == "-" else f"p-{payment}", epoch=int(epoch))
+        more: dict[str, Any] = RESOLUTION if what == "resolved" else {}
+        log.put(event, outcome, payment="" if payment == "-" else f"p-{payment}", epoch=int(epoch), **more)
     return log.put(AuditEvent.SIDECAR_STOPPED).checkpoint()
 
 
@@ -112,3 +131,14 @@ def test_the_list_of_violations_is_bounded() -> None:
     report = verify(trail_of(", ".join(f"dispatch P{number} 1" for number in range(150))).export())
 
     assert (len(report.violations), report.violation_count) == (100, 150)
+
+
+@pytest.mark.parametrize("missing", [{"caller": ""}, {"reason": ""}, {"reason": "SETTLED"}, {"detail_digest": b""}])
+def test_a_finding_says_who_what_and_why(missing: dict[str, Any]) -> None:
+    """An entry without its administrator, its finding or the digest of what was checked is a violation."""
+    log = LogBuilder().put(AuditEvent.SIDECAR_STARTED)
+    log.put(*EVENTS["resolved"], payment="p-A", epoch=3, **{**RESOLUTION, **missing})
+
+    report = verify(log.checkpoint().export())
+
+    assert [violation.message for violation in report.violations] == [HALF_FOUND]

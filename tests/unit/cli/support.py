@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from click.testing import CliRunner
-from custody import Money, PaymentState, Purpose
+from custody import Money, PaymentState, PeriodicLimit, PeriodType, Purpose
 from custody.testing import FakeCustody
 from custody.values import HsmToken, Key, LogStatus, Process, Status
 
@@ -100,7 +100,10 @@ def sandbox() -> tuple[FakeCustody, list[str]]:
         time += timedelta(minutes=1)
         limit = Money("500.00", "EUR") if number == 0 else None
         accounts = [AUSTRIAN_IBAN] if number == 0 else []
-        pending = client.consents.create(purposes=purposes, payment_limit=limit, accounts=accounts, **asked)
+        periodic = [PeriodicLimit(amount=Money("1500", "EUR"), period_type=PeriodType.MONTH)] if number == 0 else []
+        pending = client.consents.create(
+            purposes=purposes, payment_limit=limit, periodic_limits=periodic, accounts=accounts, **asked
+        )
         if number != 1:
             client.consents.complete(pending.consent.name, fake.approve(pending.authorisation_uri))
         names.append(pending.consent.name)

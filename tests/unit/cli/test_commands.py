@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from custody import ErrorReason
+from custody import ErrorReason, Money
 from custody.testing import FakeCustody
 from custody.values import ConsentState, PaymentState
 from google.protobuf.message import Message
@@ -332,6 +332,104 @@ def test_one_payment_is_shown() -> None:
 
     assert "authorisation_uri" not in ran.document()
     assert_golden("payment.json", ran.out)
+
+
+def test_states_are_written_in_either_way() -> None:
+    """As the contract writes them, or in lower case with dashes; another word is wrong usage."""
+    fake, _ = needing_attention()
+    for state in ("NEEDS_ATTENTION", "needs-attention", "needs_attention"):
+        ran = run("--format", "json", "payment", "list", "--state", state, session=session_of(fake))
+        assert [each["state"] for each in ran.document()["payments"]] == ["NEEDS_ATTENTION"], state
+
+    assert run("payment", "list", "--state", "lost", session=session_of(fake)).code == 2
+
+
+def needing_attention() -> tuple[FakeCustody, str]:
+    """A sidecar with one payment that a person has to find out; its name."""
+    fake, names = sandbox()
+    fake.script_payments(PaymentState.NEEDS_ATTENTION)
+    payment = fake.client(owner="user:42").payments.initiate(
+        names[0], amount=Money("7.00", "EUR"), creditor_account=GERMAN_IBAN, creditor_name="Blumen Huber"
+    )
+    return fake, payment.name
+
+
+def resolving(name: str, finding: str = "not-executed", reason: str = "asked the bank, ticket 17") -> list[str]:
+    return ["payment", "resolve", name, "--finding", finding, "--reason", reason]
+
+
+@pytest.mark.parametrize(
+    ("finding", "state"), [("executed", PaymentState.SETTLED), ("not-executed", PaymentState.REJECTED)]
+)
+def test_a_finding_is_written_down(finding: str, state: PaymentState) -> None:
+    """The payment is shown before the question, the name is typed, and the answer shows who found out what."""
+    fake, name = needing_attention()
+    session = session_of(fake, can_ask=lambda: True)
+    ran = run(*resolving(name, finding), session=session, typed=f"{name}\n")
+
+    assert ran.code == 0, ran.err
+    assert "7.00 EUR" in ran.err.partition("Type payments/")[0]
+    assert GERMAN_IBAN in ran.err.partition("Type payments/")[0]
+    assert "asked the bank, ticket 17" in ran.out
+    assert f"{name} is {state.value}" in ran.err
+    assert fake.client().payments.get(name).state is state
+
+
+def test_the_document_of_a_finding() -> None:
+    """The document is the contract's; --yes asks nobody."""
+    fake, name = needing_attention()
+    ran = run("--format", "json", "--yes", *resolving(name), session=session_of(fake))
+
+    assert ran.document()["resolution"]["finding"] == "NOT_EXECUTED"
+    assert_golden("payment-resolved.json", ran.out)
+
+
+@pytest.mark.parametrize(
+    ("options", "can_ask", "typed", "code"),
+    [([], True, "yes\n", 1), ([], True, "", 1), ([], False, "", 2), (["--no-input"], True, "", 2)],
+)
+def test_without_a_confirmation_nothing_is_found(options: list[str], *, can_ask: bool, typed: str, code: int) -> None:
+    """Something else typed, nobody to be asked: the payment still needs attention, and no call was made that changes it."""
+    fake, name = needing_attention()
+    spy = Spy(fake)
+    ran = run(*options, *resolving(name), session=session_of(fake, can_ask=lambda: can_ask), typed=typed)
+
+    assert ran.code == code
+    assert set(spy.methods) == {"PaymentService.GetPayment"}
+
+
+def test_only_what_needs_attention_is_resolved() -> None:
+    """Any other state, also after a first resolution: exit status 1, and the state."""
+    fake, name = needing_attention()
+    unknown = run("--format", "json", "payment", "list", "--state", "unknown", session=session_of(fake)).document()
+    first = run("--yes", *resolving(name), session=session_of(fake))
+    second = run("--yes", *resolving(name, "executed"), session=session_of(fake))
+    other = run("--yes", *resolving(unknown["payments"][0]["name"]), session=session_of(fake))
+
+    assert (first.code, second.code, other.code) == (0, 1, 1)
+    assert "is REJECTED" in second.err
+    assert "is UNKNOWN" in other.err
+    assert fake.client().payments.get(name).state is PaymentState.REJECTED
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (["--finding", "settled"], 2),
+        (["--finding", "executed", "--reason", ""], 2),
+        (["--reason", "x"], 2),
+        (["--finding", "executed"], 2),
+        (["--finding", "executed", "--reason", "a\nb"], 1),
+        (["--finding", "executed", "--reason", "x" * 501], 1),
+    ],
+)
+def test_a_finding_needs_words_and_one_of_two(change: list[str], code: int) -> None:
+    """A finding that there is not, and words that are missing, too long or no plain text: nothing is resolved."""
+    fake, name = needing_attention()
+    ran = run("--yes", "payment", "resolve", name, *change, session=session_of(fake))
+
+    assert ran.code == code, ran.err
+    assert fake.client().payments.get(name).state is PaymentState.NEEDS_ATTENTION
 
 
 # --- the log --------------------------------------------------------------------------------------------------------------

@@ -262,7 +262,7 @@ def test_a_late_reconciler_is_stale_and_no_defect() -> None:
             await other.record([draft()])
             ended = payment.to(PaymentState.ABANDONED, now=NOW)
 
-            def change(store: PostgresqlStore) -> Awaitable[None]:
+            def change(store: PostgresqlStore) -> Awaitable[object]:
                 return store.change_payment(
                     ended, expected_states=frozenset({PaymentState.INTENT}), expected_epoch=1, audit=[draft()]
                 )

@@ -16,13 +16,17 @@ from sqlalchemy import create_engine
 from sqlalchemy.pool import StaticPool
 
 from sidecar.domain.consent import ConsentState
-from sidecar.domain.payment import TERMINAL, IdempotencyClass, PaymentProduct, PaymentState
+from sidecar.domain.ids import WorkloadId
+from sidecar.domain.limits import PeriodAlignment, PeriodicLimit, PeriodType
+from sidecar.domain.payment import TERMINAL, Finding, IdempotencyClass, PaymentProduct, PaymentState, Resolution
 from sidecar.domain.secrets import SecretKind
 from sidecar.store import SqliteStore, SqlStore, StoreRefused
 from sidecar.store.consents import ConsentTables
 from sidecar.store.fingerprint import SCHEMA_OBJECTS, fingerprints
+from sidecar.store.limits import LimitTables
 from sidecar.store.migrate import migrate
 from sidecar.store.payments import PaymentTable
+from sidecar.store.rows import consent_row, payment_row
 from sidecar.store.schema import METADATA, SCHEMA_REVISION
 from sidecar.store.sqlite import APPLICATION_ID, FileLock, SqliteDialect
 from sidecar.store.statements import Statement
@@ -104,6 +108,9 @@ def test_the_database_knows_every_state(tmp_path: Path) -> None:
     assert named_in(sql["payments"], "product IN (") == set(PaymentProduct)
     assert named_in(sql["payments"], "idempotency_class IN (") == set(IdempotencyClass)
     assert named_in(sql["payments_final"], "state IN (") == TERMINAL
+    assert named_in(sql["payments"], "resolution_finding IN (") == set(Finding)
+    assert named_in(sql["limit_windows"], "period_type IN (") == set(PeriodType)
+    assert named_in(sql["limit_windows"], "alignment IN (") == set(PeriodAlignment)
     unknown = {PaymentState.DISPATCHED, PaymentState.RECONCILING}
     assert named_in(sql["payments_due_unknown"], "state IN (") == unknown
     assert named_in(sql["payments_due_others"], "state NOT IN (") == TERMINAL | unknown
@@ -129,17 +136,7 @@ def test_a_migration_runs_once_and_from_empty(tmp_path: Path) -> None:
 def test_a_file_of_the_first_revision_is_brought_on(tmp_path: Path) -> None:
     """0002 gives each active consent with a refresh token its time, and takes a lease that was never released for what it is: an
     attempt whose outcome nobody knows. Other rows stay as they were."""
-    directory = tmp_path / "data"
-    directory.mkdir(mode=0o700)
-    path = directory / "store.db"
-    driver = sqlite3.connect(path, isolation_level=None)
-    engine = create_engine("sqlite://", creator=lambda: driver, poolclass=StaticPool)
-    configuration = Config()
-    configuration.set_main_option("script_location", "sidecar.store:migrations")
-    with engine.connect() as connection:
-        configuration.attributes["connection"] = connection
-        command.upgrade(configuration, "0001")
-        connection.commit()
+    path, driver = _file_of_revision(tmp_path, "0001")
     columns = "id, caller, owner, provider, purposes, accounts, subject_key, redirect_uri, create_time, expire_time"
     more = "provider_consent_id, state_digest, authorisation_uri, wrapped_data_key, failure_reason"
     for number, (state, refresh_token) in enumerate([("active", True), ("active", False), ("revoked", True)]):
@@ -149,12 +146,7 @@ def test_a_file_of_the_first_revision_is_brought_on(tmp_path: Path) -> None:
         )
         driver.execute(f"INSERT INTO secrets VALUES ('c-{number}', {4 if refresh_token else 3}, 1, x'00')")
     driver.execute("INSERT INTO refresh_leases VALUES ('c-0', 'one', 4, 90000000), ('c-1', 'one', 2, 0)")
-    engine.dispose()
-    driver.close()
-    path.chmod(0o600)
-    _execute(path, f"PRAGMA application_id = {APPLICATION_ID}")
-
-    migrate(path)
+    _migrated(path, driver)
 
     driver = sqlite3.connect(path)
     consents = driver.execute("SELECT id, refresh_time, version FROM consents ORDER BY id").fetchall()
@@ -163,6 +155,56 @@ def test_a_file_of_the_first_revision_is_brought_on(tmp_path: Path) -> None:
     assert consents == [("c-0", 1900, 4), ("c-1", None, 3), ("c-2", None, 3)]
     assert leases == [("c-0", 4, 90000000, 10000000), ("c-1", 2, 0, None)]
     _open(path)
+
+
+def test_a_file_of_the_second_revision_is_brought_on(tmp_path: Path) -> None:
+    """0003 leaves every row as it was: a consent has no periodic limits, a payment no finding."""
+    path, driver = _file_of_revision(tmp_path, "0002")
+    consent = consent_row(active_consent())
+    payment = payment_row(new_payment(active_consent(id=consent["id"])))
+    claim = (payment["caller"], payment["request_id"], "InitiatePayment", b"d", payment["id"], 1)
+    driver.execute("INSERT INTO claims VALUES (?, ?, ?, ?, ?, ?)", claim)
+    for table, row, new in (("consents", consent, _NEW_CONSENT), ("payments", payment, _NEW_PAYMENT)):
+        kept = {name: value for name, value in row.items() if name not in new}
+        if table == "payments":
+            kept["dispatch_epoch"] = 0
+        marks = ", ".join("?" * len(kept))
+        driver.execute(f"INSERT INTO {table} ({', '.join(kept)}) VALUES ({marks})", tuple(kept.values()))
+    _migrated(path, driver)
+
+    driver = sqlite3.connect(path)
+    driver.row_factory = sqlite3.Row
+    brought_on = [dict(driver.execute(f"SELECT * FROM {table}").fetchone()) for table in ("consents", "payments")]
+    driver.close()
+    assert brought_on == [consent, {**payment, "dispatch_epoch": 0}]
+    _open(path)
+
+
+_NEW_CONSENT = {"periodic_limits"}
+_NEW_PAYMENT = {"resolution_finding", "resolution_reason", "resolution_administrator", "resolve_time"}
+
+
+def _file_of_revision(folder: Path, revision: str) -> tuple[Path, sqlite3.Connection]:
+    """A file as an earlier version of ours left it, open."""
+    directory = folder / "data"
+    directory.mkdir(mode=0o700)
+    path = directory / "store.db"
+    driver = sqlite3.connect(path, isolation_level=None)
+    engine = create_engine("sqlite://", creator=lambda: driver, poolclass=StaticPool)
+    configuration = Config()
+    configuration.set_main_option("script_location", "sidecar.store:migrations")
+    with engine.connect() as connection:
+        configuration.attributes["connection"] = connection
+        command.upgrade(configuration, revision)
+        connection.commit()
+    return path, driver
+
+
+def _migrated(path: Path, driver: sqlite3.Connection) -> None:
+    driver.close()
+    path.chmod(0o600)
+    _execute(path, f"PRAGMA application_id = {APPLICATION_ID}")
+    migrate(path)
 
 
 def test_the_command_says_in_one_line_why_it_refuses(tmp_path: Path) -> None:
@@ -285,24 +327,39 @@ async def _filled(path: Path) -> None:
 
 
 async def fill(store: SqlStore) -> None:
-    """A row in every table, and one final payment."""
+    """A row in every table: p-1 is final, p-2 is dispatched, p-3 needs attention, p-4 has a finding and is not final."""
     consent = active_consent(id="c-1")
     await store.claim_consent(consent, new_claim("c-1"), draft())
-    for identifier, state in (("p-1", PaymentState.REJECTED), ("p-2", None)):
+    for identifier, states in _LIVES.items():
         payment = new_payment(consent, id=identifier)
-        await store.claim_payment(payment, claim_of(payment), intent_draft(payment))
-        dispatched = payment.to(PaymentState.DISPATCHED, now=NOW)
-        await store.record_dispatch(dispatched, expected_epoch=1, audit=dispatch_draft(dispatched))
-        if state:
+        limit = PeriodicLimit(amount=payment.instruction.amount, period_type=PeriodType.DAY)
+        taken = limit.reservation(payment.instruction.amount, NOW, scope=f"consent:{identifier}", since=NOW.date())
+        await store.claim_payment(payment, claim_of(payment), intent_draft(payment), reservations=[taken])
+        before = payment.to(PaymentState.DISPATCHED, now=NOW)
+        await store.record_dispatch(before, expected_epoch=1, audit=dispatch_draft(before))
+        for state in states:
+            found = before.state is PaymentState.NEEDS_ATTENTION
+            after = before.to(state, now=NOW, resolution=_RESOLUTION if found else None)
             await store.change_payment(
-                dispatched.to(state, now=NOW),
-                expected_states=frozenset({PaymentState.DISPATCHED}),
-                expected_epoch=1,
-                audit=[draft()],
+                after, expected_states=frozenset({before.state}), expected_epoch=1, audit=[draft()]
             )
+            before = after
     await store.change_consent(consent.to(ConsentState.REVOKED), audit=[draft()])
 
 
+_RESOLUTION = Resolution(
+    finding=Finding.EXECUTED, reason="asked", administrator=WorkloadId("workload:operator"), resolve_time=NOW
+)
+_LIVES: dict[str, tuple[PaymentState, ...]] = {
+    "p-1": (PaymentState.REJECTED,),
+    "p-2": (),
+    "p-3": (PaymentState.RECONCILING, PaymentState.NEEDS_ATTENTION),
+    "p-4": (PaymentState.RECONCILING, PaymentState.NEEDS_ATTENTION, PaymentState.ACCEPTED),
+}
+_FINDING = (
+    "state = 'settled', resolution_finding = 'executed', resolution_reason = 'asked', resolution_administrator = 'a',"
+    " resolve_time = 1"
+)
 FORBIDDEN = {
     "delete a claim": "DELETE FROM claims",
     "change a claim": "UPDATE claims SET digest = x'00'",
@@ -319,6 +376,34 @@ FORBIDDEN = {
     "lower an epoch": "UPDATE payments SET epoch = 0 WHERE id = 'p-2'",
     "forget a permit": "UPDATE payments SET dispatch_epoch = 0, state = 'intent' WHERE id = 'p-2'",
     "invent a state": "UPDATE payments SET state = 'odd' WHERE id = 'p-2'",
+    "delete a window of a limit": "DELETE FROM limit_windows",
+    "move a window of a limit": "UPDATE limit_windows SET start_time = 1",
+    "give a window to another scope": "UPDATE limit_windows SET scope = 'caller:x'",
+    "reserve less than nothing": "UPDATE limit_windows SET reserved = -1",
+    "delete a reservation": "DELETE FROM limit_reservations",
+    "reserve less afterwards": "UPDATE limit_reservations SET minor_units = 1",
+    "give a reservation to another payment": "UPDATE limit_reservations SET payment = 'p-2' WHERE payment = 'p-1'",
+    "take a reservation that was given back": "UPDATE limit_reservations SET released = 0 WHERE payment = 'p-1'",
+    "give back twice": "UPDATE limit_reservations SET released = 1 WHERE payment = 'p-1'",
+    "give back by half": "UPDATE limit_reservations SET released = 2 WHERE payment = 'p-2'",
+    "invent a period": "UPDATE limit_windows SET period_type = 'decade'",
+    "widen a consent": "UPDATE consents SET periodic_limits = '[1]', version = version + 1",
+    "settle what needs a person": "UPDATE payments SET state = 'settled' WHERE id = 'p-3'",
+    "half a finding": (
+        "UPDATE payments SET state = 'settled', resolution_finding = 'executed', resolve_time = 1 WHERE id = 'p-3'"
+    ),
+    "a finding that nobody knows": f"UPDATE payments SET {_FINDING.replace('executed', 'guessed')} WHERE id = 'p-3'",
+    "a finding without words": f"UPDATE payments SET {_FINDING.replace('asked', '')} WHERE id = 'p-3'",
+    "resolve what needs nobody": f"UPDATE payments SET {_FINDING} WHERE id = 'p-2'",
+    "find before it is said": "UPDATE payments SET "
+    + _FINDING.replace("settled", "needs-attention")
+    + " WHERE id = 'p-3'",
+    "change a finding": "UPDATE payments SET resolution_finding = 'not-executed' WHERE id = 'p-4'",
+    "change what was checked": "UPDATE payments SET resolution_reason = 'x' WHERE id = 'p-4'",
+    "change who found out": "UPDATE payments SET resolution_administrator = 'x' WHERE id = 'p-4'",
+    "change when": "UPDATE payments SET resolve_time = 2 WHERE id = 'p-4'",
+    "take a finding back": "UPDATE payments SET resolution_finding = NULL, resolution_reason = NULL,"
+    " resolution_administrator = NULL, resolve_time = NULL WHERE id = 'p-4'",
     "delete a leaf": "DELETE FROM log_leaves",
     "change a leaf": "UPDATE log_leaves SET entry = x'00'",
     "replace a leaf": "INSERT INTO log_leaves SELECT origin, \"index\", x'00' FROM log_leaves LIMIT 1",
@@ -360,12 +445,15 @@ def test_frequent_reads_use_an_index(tmp_path: Path) -> None:
         "consents_by_refresh_time": consents._due,
         "refresh_leases_unresolved": consents._unresolved,
         "payments_by_consent": payments._list._compile(("consent",), None, ()),
-        "payments_by_state": payments._list._compile((), ("dispatched", "reconciling"), ()),
+        "payments_by_owner": payments._list._compile(("owner",), ("reconciling",), ()),
+        "payments_by_state": payments._list._compile((), ("settled",), ()),
+        "limit_windows": LimitTables(dialect)._take,
+        "limit_reservations": LimitTables(dialect)._held,
     }
 
     for index, statement in statements.items():
         values = [1] * len(statement._names)
         plan = [row[3] for row in driver.execute(f"EXPLAIN QUERY PLAN {statement.text}", values)]
         assert any(index in step for step in plan), (index, plan)
-        assert not any("TEMP B-TREE" in step for step in plan if index.startswith("payments_due")), plan
+        assert not any("TEMP B-TREE" in step for step in plan if index.startswith("payments")), plan
     driver.close()

@@ -23,12 +23,25 @@ from custody.v1 import (
     consent_pb2,
     key_pb2,
     payment_pb2,
+    periodic_limit_pb2,
     provider_pb2,
     psu_context_pb2,
     purpose_pb2,
     signing_pb2,
 )
-from custody.values import AccountReference, BookingFilter, PayloadKind, PaymentProduct, PsuContext, Purpose
+from custody.values import (
+    AccountReference,
+    BookingFilter,
+    Finding,
+    PayloadKind,
+    PaymentProduct,
+    PaymentState,
+    PeriodAlignment,
+    PeriodicLimit,
+    PeriodType,
+    PsuContext,
+    Purpose,
+)
 
 __all__ = ["Call", "Page", "PagedCall", "date_message", "money_message"]
 
@@ -72,6 +85,7 @@ def create_consent(
     redirect_uri: str,
     psu_context: PsuContext | None,
     payment_limit: Money | None,
+    periodic_limits: Iterable[PeriodicLimit],
     request_id: str | None,
 ) -> Call[values.PendingConsent]:
     """CreateConsent."""
@@ -84,6 +98,7 @@ def create_consent(
         redirect_uri=redirect_uri,
         psu_context=_psu(psu_context),
         payment_limit=_optional_money(payment_limit),
+        periodic_limits=[_periodic_limit(limit) for limit in periodic_limits],
         request_id=request_id or _new_request_id(),
     )
 
@@ -148,6 +163,7 @@ def import_consent(
     access_expire_time: datetime,
     provider_consent_id: str,
     payment_limit: Money | None,
+    periodic_limits: Iterable[PeriodicLimit],
     request_id: str | None,
 ) -> Call[values.Consent]:
     """ImportConsent. The tokens are sealed here and are nowhere else in the call."""
@@ -165,6 +181,7 @@ def import_consent(
         expire_time=_timestamp(expire_time),
         access_expire_time=_timestamp(access_expire_time),
         payment_limit=_optional_money(payment_limit),
+        periodic_limits=[_periodic_limit(limit) for limit in periodic_limits],
         provider_consent_id=provider_consent_id,
         import_key_id=import_key.key_id,
         sealed_tokens=sealed_tokens,
@@ -230,14 +247,30 @@ def get_payment(*, payment: str, owner: str) -> Call[values.Payment]:
     return _payment_call("GetPayment", payment_pb2.GetPaymentRequest(payment=payment, owner=owner))
 
 
-def list_payments(*, owner: str, consent: str, page_size: int) -> PagedCall[values.Payment]:
+def list_payments(
+    *, owner: str, consent: str, states: Iterable[PaymentState], page_size: int
+) -> PagedCall[values.Payment]:
     """ListPayments."""
+    wanted = [payment_pb2.Payment.State.Value(f"STATE_{PaymentState(state)}") for state in states]
 
     def page(token: str) -> Call[Page[values.Payment]]:
-        request = payment_pb2.ListPaymentsRequest(owner=owner, consent=consent, page_size=page_size, page_token=token)
+        request = payment_pb2.ListPaymentsRequest(
+            owner=owner, consent=consent, states=wanted, page_size=page_size, page_token=token
+        )
         return _page_call("PaymentService.ListPayments", request, "payments", _reading.payment)
 
     return PagedCall(page=page)
+
+
+def resolve_payment(*, payment: str, finding: Finding, reason: str, request_id: str | None) -> Call[values.Payment]:
+    """ResolvePayment."""
+    request = payment_pb2.ResolvePaymentRequest(
+        payment=payment,
+        finding=payment_pb2.PaymentResolution.Finding.Value(f"FINDING_{Finding(finding)}"),
+        reason=reason,
+        request_id=request_id or _new_request_id(),
+    )
+    return _payment_call("ResolvePayment", request)
 
 
 def list_accounts(*, consent: str, owner: str, psu_context: PsuContext | None) -> Call[tuple[values.Account, ...]]:
@@ -434,6 +467,14 @@ def _psu(psu: PsuContext | None) -> psu_context_pb2.PsuContext | None:
     if psu is None:
         return None
     return psu_context_pb2.PsuContext(ip_address=psu.ip_address, user_agent=psu.user_agent)
+
+
+def _periodic_limit(limit: PeriodicLimit) -> periodic_limit_pb2.PeriodicLimit:
+    return periodic_limit_pb2.PeriodicLimit(
+        amount=money_message(limit.amount),
+        period_type=periodic_limit_pb2.PeriodType.Value(f"PERIOD_TYPE_{PeriodType(limit.period_type)}"),
+        alignment=periodic_limit_pb2.PeriodAlignment.Value(f"PERIOD_ALIGNMENT_{PeriodAlignment(limit.alignment)}"),
+    )
 
 
 def _optional_money(money: Money | None) -> money_pb2.Money | None:

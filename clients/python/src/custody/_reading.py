@@ -20,6 +20,7 @@ from custody.v1 import (
     errors_pb2,
     key_pb2,
     payment_pb2,
+    periodic_limit_pb2,
     provider_pb2,
     purpose_pb2,
     signing_pb2,
@@ -48,6 +49,7 @@ def consent(message: consent_pb2.Consent, *, request_id: str | None = None) -> v
         state=_enum(values.ConsentState, consent_pb2.Consent.State, message.state),
         failure_reason=reason.removeprefix("ERROR_REASON_") or None,
         payment_limit=_money(message.payment_limit) if message.HasField("payment_limit") else None,
+        periodic_limits=tuple(_periodic_limit(limit) for limit in message.periodic_limits),
         create_time=_time(message.create_time),
         activate_time=_optional_time(message, "activate_time"),
         expire_time=_time(message.expire_time),
@@ -79,6 +81,7 @@ def payment(message: payment_pb2.Payment) -> values.Payment:
         status_reason=message.status_reason,
         create_time=_time(message.create_time),
         update_time=_time(message.update_time),
+        resolution=_resolution(message.resolution) if message.HasField("resolution") else None,
     )
 
 
@@ -210,6 +213,23 @@ def checkpoint(message: audit_pb2.Checkpoint) -> values.Checkpoint:
         size=message.size,
         root_hash=message.root_hash,
         create_time=_time(message.create_time),
+    )
+
+
+def _periodic_limit(message: periodic_limit_pb2.PeriodicLimit) -> values.PeriodicLimit:
+    return values.PeriodicLimit(
+        amount=_money(message.amount),
+        period_type=_enum(values.PeriodType, periodic_limit_pb2.PeriodType, message.period_type),
+        alignment=_enum(values.PeriodAlignment, periodic_limit_pb2.PeriodAlignment, message.alignment),
+    )
+
+
+def _resolution(message: payment_pb2.PaymentResolution) -> values.PaymentResolution:
+    return values.PaymentResolution(
+        finding=_enum(values.Finding, payment_pb2.PaymentResolution.Finding, message.finding),
+        reason=message.reason,
+        administrator=message.administrator,
+        resolve_time=_time(message.resolve_time),
     )
 
 

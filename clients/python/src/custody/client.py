@@ -28,11 +28,14 @@ from custody.values import (
     BookingFilter,
     Checkpoint,
     Consent,
+    Finding,
     Key,
     PayloadKind,
     Payment,
     PaymentProduct,
+    PaymentState,
     PendingConsent,
+    PeriodicLimit,
     Provider,
     PsuContext,
     Purpose,
@@ -176,6 +179,7 @@ class Consents(_Resource):
         accounts: Iterable[AccountReference | str] = (),
         psu_context: PsuContext | None = None,
         payment_limit: Money | None = None,
+        periodic_limits: Iterable[PeriodicLimit] = (),
         owner: str | None = None,
         request_id: str | None = None,
         timeout_seconds: float | None = None,
@@ -190,6 +194,7 @@ class Consents(_Resource):
             redirect_uri=redirect_uri,
             psu_context=psu_context,
             payment_limit=payment_limit,
+            periodic_limits=periodic_limits,
             request_id=request_id,
         )
         return self._run(call, timeout_seconds)
@@ -224,6 +229,7 @@ class Consents(_Resource):
         accounts: Iterable[AccountReference | str] = (),
         provider_consent_id: str = "",
         payment_limit: Money | None = None,
+        periodic_limits: Iterable[PeriodicLimit] = (),
         owner: str | None = None,
         request_id: str | None = None,
         timeout_seconds: float | None = None,
@@ -245,6 +251,7 @@ class Consents(_Resource):
             access_expire_time=access_expire_time,
             provider_consent_id=provider_consent_id,
             payment_limit=payment_limit,
+            periodic_limits=periodic_limits,
             request_id=request_id,
         )
         return self._run(call, timeout_seconds)
@@ -315,10 +322,32 @@ class Payments(_Resource):
         """Look at one payment as it stands; where it is not final, custody asks the provider for news by itself."""
         return self._run(_calls.get_payment(payment=payment, owner=self._client._perhaps_for(owner)), timeout_seconds)
 
-    def list(self, *, consent: str = "", owner: str | None = None, page_size: int = 0) -> Pages[Payment]:
-        """Go through the payments of an owner, or those made with one consent."""
-        acting_for = self._client._perhaps_for(owner)
-        return Pages(self._client, _calls.list_payments(owner=acting_for, consent=consent, page_size=page_size))
+    def list(
+        self,
+        *,
+        consent: str = "",
+        states: Iterable[PaymentState] = (),
+        owner: str | None = None,
+        page_size: int = 0,
+    ) -> Pages[Payment]:
+        """Go through the payments of an owner, those made with one consent, or those in some states."""
+        call = _calls.list_payments(
+            owner=self._client._perhaps_for(owner), consent=consent, states=states, page_size=page_size
+        )
+        return Pages(self._client, call)
+
+    def resolve(
+        self,
+        payment: str,
+        *,
+        finding: Finding,
+        reason: str,
+        request_id: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Payment:
+        """Write down what was found out at the provider about a payment in NEEDS_ATTENTION. For administrators."""
+        call = _calls.resolve_payment(payment=payment, finding=finding, reason=reason, request_id=request_id)
+        return self._run(call, timeout_seconds)
 
     def wait(
         self,

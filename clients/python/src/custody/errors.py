@@ -10,7 +10,7 @@
     │   ├── ConsentUnusableError   not active, ended, or not given for this: ask the person
     │   ├── RedirectRefusedError   the redirect is not of this consent: drop it
     │   ├── AuthorisationError     the person or the provider said no
-    │   ├── LimitExceededError     above the consent's limit
+    │   ├── LimitExceededError     above a limit of the consent or the policy
     │   └── ProviderRefusedError   the provider said no
     ├── RateLimitedError           wait for retry_after_seconds
     ├── UnavailableError           ask again later with the same request id

@@ -8,8 +8,8 @@
 It answers the same requests by the same rules: the contract's own rules on fields, owners, states of consents, purposes,
 limits, request ids that are kept for ever. It is a `Transport`, so what your code holds is the real client.
 
-What it leaves out: callers and policies, and whatever only time or a bank does, unless the test says so (`script_payments`,
-`fail_next`, `clock`).
+What it leaves out: callers and policies, the sums of periodic limits, and whatever only time or a bank does, unless the test says
+so (`script_payments`, `fail_next`, `clock`).
 """
 
 import asyncio
@@ -22,7 +22,7 @@ import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from datetime import UTC, date, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlencode, urlsplit
 from xml.parsers import expat
 
@@ -66,6 +66,7 @@ _LARGEST_PAGE_SIZE = 200
 _CHUNK_BYTES = 64 * 1024
 _ISSUER = "https://bank.example"
 
+_M = TypeVar("_M", bound=Message)
 _C = consent_pb2.Consent
 _P = payment_pb2.Payment
 
@@ -92,6 +93,7 @@ class FakeCustody:
         self._redirects: dict[str, str] = {}  # consent → state of its authorisation URI
         self._script: deque[PaymentState] = deque()
         self._later_states: dict[str, deque[PaymentState]] = {}
+        self._resolutions: dict[str, payment_pb2.PaymentResolution] = {}
         self._failures: deque[tuple[str | None, ErrorReason]] = deque()
         self._entries: list[audit_pb2.AuditEntry] = []
         self._import_key = X25519PrivateKey.generate()
@@ -314,7 +316,10 @@ class FakeCustody:
         payment = self._payments.get(request.payment)
         if payment is None or request.owner not in {"", payment.owner}:
             raise _error(ErrorReason.PAYMENT_NOT_FOUND)
-        return payment_pb2.GetPaymentResponse(payment=self._look_again(payment))
+        seen = _copy(self._look_again(payment))
+        if not request.owner and seen.name in self._resolutions:  # an administrator asks, and is told
+            seen.resolution.CopyFrom(self._resolutions[seen.name])
+        return payment_pb2.GetPaymentResponse(payment=seen)
 
     def _PaymentService_ListPayments(self, request: payment_pb2.ListPaymentsRequest) -> Message:  # noqa: N802
         if request.consent:
@@ -322,10 +327,34 @@ class FakeCustody:
         mine = [
             payment
             for payment in self._payments.values()
-            if request.owner in {"", payment.owner} and request.consent in {"", payment.consent}
+            if request.owner in {"", payment.owner}
+            and request.consent in {"", payment.consent}
+            and (not request.states or payment.state in request.states)
         ]
         payments, token = _page(mine, request)
         return payment_pb2.ListPaymentsResponse(payments=payments, next_page_token=token)
+
+    def _PaymentService_ResolvePayment(self, request: payment_pb2.ResolvePaymentRequest) -> Message:  # noqa: N802
+        payment = self._payments.get(request.payment)
+        if payment is None:
+            raise _error(ErrorReason.PAYMENT_NOT_FOUND)
+        if not self._once(request, "payments", peek=True):
+            if payment.state != _P.STATE_NEEDS_ATTENTION:
+                raise _error(ErrorReason.PAYMENT_NOT_RESOLVABLE)
+            self._once(request, "payments", made=payment.name)
+            executed = request.finding == payment_pb2.PaymentResolution.FINDING_EXECUTED
+            self._move(payment, PaymentState.SETTLED if executed else PaymentState.REJECTED)
+            self._later_states[payment.name].clear()
+            self._resolutions[payment.name] = payment_pb2.PaymentResolution(
+                finding=request.finding,
+                reason=request.reason,
+                administrator="workload:fake",
+                resolve_time=_timestamp(self._clock()),
+            )
+            self._record("PAYMENT_RESOLVED", consent=payment.consent, payment=payment.name)
+        resolved = _copy(payment)
+        resolved.resolution.CopyFrom(self._resolutions[payment.name])
+        return payment_pb2.ResolvePaymentResponse(payment=resolved)
 
     def _AccountService_ListAccounts(self, request: account_pb2.ListAccountsRequest) -> Message:  # noqa: N802
         consent = self._consent(request.consent, request.owner)
@@ -483,6 +512,7 @@ class FakeCustody:
             accounts=request.accounts,
             state=_C.STATE_AWAITING_AUTHORISATION,
             payment_limit=request.payment_limit if request.HasField("payment_limit") else None,
+            periodic_limits=request.periodic_limits,
             create_time=_timestamp(self._clock()),
             expire_time=request.expire_time,
         )
@@ -755,7 +785,7 @@ def _rule_name(rule_id: str) -> str:
     return rule_id.upper().replace(".", "_")
 
 
-def _copy(message: Message) -> Message:
+def _copy(message: _M) -> _M:
     return type(message).FromString(message.SerializeToString())
 
 

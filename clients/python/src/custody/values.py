@@ -22,14 +22,19 @@ __all__ = [
     "Checkpoint",
     "Consent",
     "ConsentState",
+    "Finding",
     "HsmToken",
     "Key",
     "LogStatus",
     "PayloadKind",
     "Payment",
     "PaymentProduct",
+    "PaymentResolution",
     "PaymentState",
     "PendingConsent",
+    "PeriodAlignment",
+    "PeriodType",
+    "PeriodicLimit",
     "Process",
     "Provider",
     "PsuContext",
@@ -92,6 +97,34 @@ class PaymentState(StrEnum):
         return self in {PaymentState.SETTLED, PaymentState.REJECTED, PaymentState.CANCELLED}
 
 
+class Finding(StrEnum):
+    """What a person found out at the provider about a payment that needed attention."""
+
+    EXECUTED = "EXECUTED"
+    NOT_EXECUTED = "NOT_EXECUTED"
+    UNRECOGNISED = "UNRECOGNISED"
+
+
+class PeriodType(StrEnum):
+    """How long the period of a limit is. Days are UTC days."""
+
+    DAY = "DAY"
+    WEEK = "WEEK"
+    FORTNIGHT = "FORTNIGHT"
+    MONTH = "MONTH"
+    HALF_YEAR = "HALF_YEAR"
+    YEAR = "YEAR"
+    UNRECOGNISED = "UNRECOGNISED"
+
+
+class PeriodAlignment(StrEnum):
+    """What periods begin with: the calendar, or the day on which the consent was created."""
+
+    CALENDAR = "CALENDAR"
+    CONSENT = "CONSENT"
+    UNRECOGNISED = "UNRECOGNISED"
+
+
 class BalanceKind(StrEnum):
     """What a balance counts."""
 
@@ -147,6 +180,15 @@ class PsuContext:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PeriodicLimit:
+    """The most that all payments of one period may move together."""
+
+    amount: Money
+    period_type: PeriodType
+    alignment: PeriodAlignment = PeriodAlignment.CALENDAR
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Consent:
     """What one person allowed this platform to do at one provider.
 
@@ -168,6 +210,7 @@ class Consent:
     access_expire_time: datetime | None
     revoke_time: datetime | None
     usable_until_time: datetime | None = None
+    periodic_limits: tuple[PeriodicLimit, ...] = ()
     request_id: str | None = field(default=None, compare=False)
 
 
@@ -181,8 +224,18 @@ class PendingConsent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PaymentResolution:
+    """Who found out what became of a payment, when, and what they checked."""
+
+    finding: Finding
+    reason: str = field(repr=False)
+    administrator: str
+    resolve_time: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Payment:
-    """One payment, which was asked for once, under `request_id`."""
+    """One payment, which was asked for once, under `request_id`. Only administrators are told its `resolution`."""
 
     name: str
     consent: str
@@ -201,6 +254,7 @@ class Payment:
     status_reason: str
     create_time: datetime
     update_time: datetime
+    resolution: PaymentResolution | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 The guards: a sum is never negative and never goes away; what a payment reserved is never altered or deleted and is given back
 once; the limits that an owner gave never change; a person's finding is about a payment that needs attention, is the only way
-out of that state, and never changes.
+out of that state, and never changes. Payments are listed by state.
 """
 
 from alembic import op
@@ -59,6 +59,9 @@ _COLUMNS = (
     """,
 )
 
+# A list by state goes by id, too.
+_INDEXES = ("DROP INDEX payments_by_state", "CREATE INDEX payments_by_state ON payments (state, id)")
+
 _KEY = "scope, period_type, alignment, start_time, currency"
 _TRIGGERS = (
     refuses("limit_windows_stay", "DELETE", "limit_windows", "a window of a limit is never deleted"),
@@ -95,8 +98,9 @@ _TRIGGERS = (
         "payments_resolution",
         "UPDATE",
         "payments",
-        "only a payment that needs attention is resolved",
-        "OLD.resolution_finding IS NULL AND NEW.resolution_finding IS NOT NULL AND OLD.state <> 'needs-attention'",
+        "only a payment that needs attention is resolved, and needs none then",
+        "OLD.resolution_finding IS NULL AND NEW.resolution_finding IS NOT NULL"
+        " AND (OLD.state <> 'needs-attention' OR NEW.state = 'needs-attention')",
     ),
     refuses(
         "payments_resolution_fixed",
@@ -112,7 +116,7 @@ _TRIGGERS = (
 
 def upgrade() -> None:
     dialect = op.get_bind().dialect.name
-    for statement in (*_TABLES, *_COLUMNS, *_TRIGGERS):
+    for statement in (*_TABLES, *_COLUMNS, *_INDEXES, *_TRIGGERS):
         op.execute(in_its_words(dialect, statement))
     if dialect == "postgresql":
         for table in ("limit_windows", "limit_reservations"):
