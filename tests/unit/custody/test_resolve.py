@@ -3,10 +3,12 @@
 import asyncio
 import hashlib
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
 from sidecar.audit.entry import AuditEntry
+from sidecar.custody.payments import NETWORK_LIFE_SECONDS
 from sidecar.custody.resolve import ResolvePayment, Resolver
 from sidecar.domain.audit import AuditEvent, AuditOutcome
 from sidecar.domain.caller import Caller, Role, WorkloadPolicy
@@ -67,6 +69,32 @@ async def test_a_finding_is_final_and_on_record(finding: Finding, state: Payment
     assert entry.detail_digest == hashlib.sha256(REASON.encode()).digest()
     assert entry.subject
     assert world.bank.count("initiate") == sent
+
+
+async def test_not_executed_is_no_finding_while_a_request_may_be_under_way() -> None:
+    """The bank may say in good faith that it has nothing, and have it a moment later. That it has the payment can be said at once."""
+    world = World()
+    payments = []
+    for _ in range(2):
+        world.bank.script["initiate"] = [Unknown(code="CONNECTION_LOST")]
+        paid = await world.core.payments.initiate(caller(), payment_request(await world.consent()))
+        while (await world.stored(paid)).state is not S.NEEDS_ATTENTION:
+            world.clock.advance(0.5)
+            await world.core.reconciler.run_due()
+        payments.append(await world.stored(paid))
+    first, second = payments
+    assert second.send_deadline_time is not None
+    over = second.send_deadline_time + timedelta(seconds=NETWORK_LIFE_SECONDS)
+    assert world.clock.now() < over
+
+    with pytest.raises(PreconditionFailed) as refusal:
+        await resolver(world).resolve(ADMINISTRATOR, resolution(second, Finding.NOT_EXECUTED))
+    at_once = await resolver(world).resolve(ADMINISTRATOR, resolution(first, Finding.EXECUTED))
+    world.clock.advance((over - world.clock.now()).total_seconds())
+    later = await resolver(world).resolve(ADMINISTRATOR, resolution(second, Finding.NOT_EXECUTED))
+
+    assert refusal.value.reason == "PAYMENT_NOT_RESOLVABLE"
+    assert (at_once.state, later.state) == (S.SETTLED, S.REJECTED)
 
 
 async def test_who_asked_for_the_payment_sees_what_became_of_it() -> None:
