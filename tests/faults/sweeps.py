@@ -29,6 +29,7 @@ from tests.unit.store.support import new_database
 __all__ = ["Harness", "Place", "Prepared"]
 
 SAID_YES = {"accepted", "awaiting-authorisation", "settled"}
+REFRESH_ENDS = ("TOKEN_REFRESHED", "TOKEN_REFRESH_FAILED", "CONSENT_NEEDS_REAUTHORISATION")
 SAID_NO = {"rejected", "rejected-late", "abandoned", "cancelled"}
 
 
@@ -194,8 +195,9 @@ class Place:
         assert payment["state"] not in SAID_NO or count == 0, story
         assert not (told & SAID_YES and told & SAID_NO), story
         assert count == 0 or "PAYMENT_DISPATCHED" in events, story
-        if self.prepared.scenario.descriptor == A:
-            assert payment["state"] != "needs-attention", story
+        (consent,) = last.last("consents")
+        if self.prepared.scenario.descriptor == A:  # without a token a repeat cannot be sent, and a human has to ask
+            assert payment["state"] != "needs-attention" or consent["state"] != "active", story
         elif self.executed_at_kill and payment["state"] != "settled":
             assert payment["state"] == "needs-attention", story
 
@@ -216,26 +218,25 @@ class Place:
             assert consent["secrets"] == [], story
 
     def _judge_refresh(self) -> None:
-        """Lost only where a kill fell between the provider's rotation and its record; then it is said, and the old access token
-        went on meanwhile."""
+        """Lost for sure where a kill fell between the provider's rotation and its record; lost at most where a refresh was begun
+        whose outcome nobody knows. Then it is said, and the old access token went on meanwhile."""
         last = self.ended[-1]
         (consent,) = last.last("consents")
-        saved, stages = 0, list[int]()  # how many new pairs were on record when each process began
-        for event, _ in last.last("events"):
-            saved += event == "TOKEN_REFRESHED"
-            if event == "SIDECAR_STARTED":
-                stages.append(saved)
-        # The first start is the set-up's, the second the act's: the third has what the act left.
-        was_lost = any(given > stored for given, stored in zip(self.rotations, [*stages[2:], saved], strict=True))
+        # The first start is the set-up's, the second the act's: from there on, what each process put on record.
+        stages = _split([event for event, _ in last.last("events")], "SIDECAR_STARTED")[2:]
+        saved = itertools.accumulate(stage.count("TOKEN_REFRESHED") for stage in stages)
+        was_lost = any(given > stored for given, stored in zip(self.rotations, saved, strict=True))
+        was_left = any(stage.count("TOKEN_REFRESH_INTENT") > sum(map(stage.count, REFRESH_ENDS)) for stage in stages)
         at_once = self.ended[1].all("reads at once")
         story = f"{self.story}: {consent}, rotations {self.rotations}, lost {was_lost}, {last.said[:4]}"
         assert at_once == ["1 account"] or (self.ended[1].killed and not at_once), story
-        if was_lost:
+        if consent["state"] == "active":
+            assert not was_lost, story
+            assert last.last("reads") == "1 account", story
+        else:
+            assert was_lost or was_left, story
             assert consent["state"] == "needs-reauthorisation", story
             assert last.last("reads") == "CONSENT_NEEDS_REAUTHORISATION", story
-        else:
-            assert consent["state"] == "active", story
-            assert last.last("reads") == "1 account", story
 
     def _judge_revocation(self) -> None:
         """Revoked in the end, the key destroyed, the provider told; nothing of the consent can be used."""
@@ -311,6 +312,16 @@ class Harness:
     def done(self, place: Place) -> None:
         """A run that went well leaves nothing; one that did not keeps its database until the module's end."""
         shutil.rmtree(place.database.parent)
+
+
+def _split(events: Sequence[str], start: str) -> list[list[str]]:
+    """The events from each `start` to the next one; those before the first are a part of their own."""
+    parts: list[list[str]] = [[]]
+    for event in events:
+        if event == start:
+            parts.append([])
+        parts[-1].append(event)
+    return parts
 
 
 def _threads(said_file: Path) -> dict[str, int]:
