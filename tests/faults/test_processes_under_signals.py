@@ -49,8 +49,6 @@ def test_signals_at_each_step(running: tuple[str, System], record_property: Reco
     idempotency_class, system = running
     consent = system.consent()
     points = list(itertools.product(WAYS, STEPS, TARGETS))
-    if everything():
-        points *= 2
     chosen = sample(points, IN_A_SAMPLE, of=f"signals {idempotency_class}")
     for way, step, target in chosen:
         story = f"class {idempotency_class}, {target} {way} {step} (seed {seed()})"
