@@ -1,4 +1,4 @@
-"""`python -m benchmarks NAME`: latency, throughput, process, parts, or all. What they mean: docs/performance.md."""
+"""`python -m benchmarks NAME`: latency, throughput, process, parts, shared, or all. What they mean: docs/performance.md."""
 
 import argparse
 import os
@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from benchmarks.figures import Row, latency, parts, process, throughput
+from benchmarks.shared import shared
 
 __all__ = ["main"]
 
@@ -19,6 +20,7 @@ def main() -> int:
         "throughput": lambda: throughput(options.rounds, options.seconds, options.in_flight),
         "process": lambda: process(options.rounds),
         "parts": lambda: parts(options.rounds, options.seconds, options.in_flight),
+        "shared": lambda: shared(options.rounds, options.seconds),
     }
     names = list(groups) if options.name == "all" else [options.name]
     print(_machine())
@@ -39,7 +41,7 @@ def _machine() -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("name", choices=("latency", "throughput", "process", "parts", "all"))
+    parser.add_argument("name", choices=("latency", "throughput", "process", "parts", "shared", "all"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--calls", type=int, default=200, help="latency: calls of each kind in a round")
     parser.add_argument("--seconds", type=float, default=3.0, help="throughput, parts: length of one measurement")

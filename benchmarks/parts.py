@@ -29,7 +29,7 @@ from sidecar.ipc.messages import EgressSettings, HsmSettings, KeyFile, ProviderT
 from sidecar.ports import MasterKeyRecord, OpenSecret
 from sidecar.store import SqliteStore
 
-__all__ = ["hsm_settings_of", "main"]
+__all__ = ["Signer", "hsm_settings_of", "main"]
 
 _DIGEST = hashlib.sha256(b"what is signed").digest()
 _DRAFT = AuditDraft(event=AuditEvent.TOKEN_USE, outcome=AuditOutcome.INTENDED, caller="workload:shop")
@@ -68,7 +68,7 @@ def _hsm_settings(text: str) -> HsmSettings:
 # --- store --------------------------------------------------------------------------------------------------------------
 
 
-class _Signer:
+class Signer:
     """A checkpoint signer with its key in memory: what is left is the store's own cost."""
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class _Signer:
 
 async def _store(directory: Path) -> dict[str, Call]:
     store = await SqliteStore.open(
-        path=directory / f"store-{uuid.uuid4()}.db", cluster="benchmark", signer=_Signer(), clock=SystemClock()
+        path=directory / f"store-{uuid.uuid4()}.db", cluster="benchmark", signer=Signer(), clock=SystemClock()
     )
     await store.record([AuditDraft(event=AuditEvent.SIDECAR_STARTED, outcome=AuditOutcome.SUCCEEDED)])
 

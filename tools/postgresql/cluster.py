@@ -59,11 +59,18 @@ class ScratchCluster(AbstractContextManager["ScratchCluster"]):
     _process: "subprocess.Popen[bytes] | None" = None
 
     @classmethod
-    def create(cls, *, settings: Mapping[str, str] | None = None, files: Mapping[str, bytes] | None = None) -> Self:
-        """A new cluster in a temporary folder, running. `files` are put into its data folder, for it alone to read."""
+    def create(
+        cls,
+        *,
+        settings: Mapping[str, str] | None = None,
+        files: Mapping[str, bytes] | None = None,
+        parent: Path | None = None,
+    ) -> Self:
+        """A new cluster in a temporary folder, running. `files` are put into its data folder, for it alone to read. `parent` is
+        where that folder is made: on a disk, where it matters what a commit costs."""
         cluster = cls(
             binaries=find_binaries(),
-            directory=_new_folder(),
+            directory=_new_folder() if parent is None else Path(tempfile.mkdtemp(prefix="pg-", dir=parent)),
             settings={**_SETTINGS, **(settings or {})},
         )
         try:
