@@ -3,11 +3,11 @@
 import secrets
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import custody
 import psutil
@@ -22,7 +22,8 @@ T = TypeVar("T")
 
 @dataclass(kw_only=True)
 class System:
-    """`marker` begins every token that the bank gives out: where it is found, a token is."""
+    """`marker` begins every token that the bank gives out: where it is found, a token is. `changes` are those of this sidecar's
+    configuration."""
 
     development: Development
     bank: SandboxProcess
@@ -30,6 +31,7 @@ class System:
     client: custody.Client
     admin: custody.Client
     marker: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
     _consent: custody.Consent | None = None
 
     @classmethod
@@ -64,8 +66,38 @@ class System:
     def restart_sidecar(self) -> None:
         """A new sidecar on the same files, after the old one has ended."""
         self.sidecar.process.wait(30)
-        self.sidecar = self.development.start_sidecar(self.bank)
+        self.sidecar = self.development.start_sidecar(self.bank, changes=self.changes)
         self.client.wait_ready(30)
+
+    @property
+    def address(self) -> str:
+        """Where this sidecar's applications call it."""
+        listeners = self.changes.get("listeners")
+        return listeners[0]["address"] if listeners else self.development.address
+
+    def another_pod(self, instance: str) -> "System":
+        """A sidecar of its own, with its own sockets, on the same PostgreSQL and at the same bank. `stop_pod` ends it."""
+        assert self.development.postgresql is not None
+        address, admin_address = (f"unix:{self.development.sockets}/{instance}{name}.sock" for name in ("", "-admin"))
+        changes = {
+            "listeners": [
+                {"address": address, "surface": "api", "workload": "shop"},
+                {"address": admin_address, "surface": "admin", "workload": "operator"},
+            ],
+            "store": {"url": self.development.postgresql.url, "instance": instance},
+        }
+        return replace(
+            self,
+            sidecar=self.development.start_sidecar(self.bank, changes=changes),
+            client=custody.Client(address, owner=OWNER),
+            admin=custody.Client(admin_address),
+            changes=changes,
+        )
+
+    def stop_pod(self) -> None:
+        self.client.close()
+        self.admin.close()
+        self.sidecar.stop()
 
     def child(self, name: str) -> psutil.Process:
         """The child process `hsm` or `egress`, as it runs now."""

@@ -6,15 +6,12 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import custody
 import pytest
 from custody import PaymentState
 
-from tests.e2e.system import OWNER, System
+from tests.e2e.system import System
 from tools.development import DevelopmentError
 
 
@@ -24,23 +21,6 @@ def system() -> Iterator[System]:
         system = System.start(Path(folder), store="postgresql")
         yield system
         system.stop()
-
-
-def _second_pod(system: System, *, instance: str) -> dict[str, Any]:
-    """Sockets and instance name of another sidecar on the same database."""
-    development = system.development
-    assert development.postgresql is not None
-    return {
-        "listeners": [
-            {"address": f"unix:{development.sockets}/{instance}.sock", "surface": "api", "workload": "shop"},
-            {
-                "address": f"unix:{development.sockets}/{instance}-admin.sock",
-                "surface": "admin",
-                "workload": "operator",
-            },
-        ],
-        "store": {"url": development.postgresql.url, "instance": instance},
-    }
 
 
 def test_a_killed_sidecar_goes_on_and_pays_once(system: System) -> None:
@@ -65,9 +45,8 @@ def test_a_killed_sidecar_goes_on_and_pays_once(system: System) -> None:
 def test_two_pods_with_one_request_id_pay_once(system: System) -> None:
     """The application asks both pods at the same time, again and again: each request id is one payment at the bank."""
     consent = system.shared_consent()
-    other = system.development.start_sidecar(system.bank, changes=_second_pod(system, instance="second"))
-    client = custody.Client(f"unix:{system.development.sockets}/second.sock", owner=OWNER)
-    pods = [system, replace(system, client=client, sidecar=other)]
+    other = system.another_pod("second")
+    pods = [system, other]
     try:
         for number in range(5):
             request_id, reference = str(uuid.uuid4()), f"PG-2-{number}"
@@ -78,21 +57,17 @@ def test_two_pods_with_one_request_id_pay_once(system: System) -> None:
                 ]
                 names = {one.result().name for one in asked}
             assert len(names) == 1
-            final = client.payments.wait(names.pop(), timeout_seconds=30)
+            final = other.client.payments.wait(names.pop(), timeout_seconds=30)
             assert final.state is PaymentState.SETTLED
             assert len(system.bank.ledger(reference)) == 1
     finally:
-        client.close()
-        other.stop()
+        other.stop_pod()
 
 
 def test_a_second_sidecar_of_one_name_does_not_start(system: System) -> None:
     """It says why, in one line, and the first one goes on."""
-    changes = _second_pod(system, instance="third")
-    changes["store"]["instance"] = "development"
-
     with pytest.raises(DevelopmentError, match="another sidecar uses this database under the name development"):
-        system.development.start_sidecar(system.bank, changes=changes)
+        system.another_pod("development")
 
     assert system.pay(system.shared_consent(), end_to_end_id="PG-3").name
 

@@ -55,7 +55,7 @@ class World:
     clients: list[custody.Client] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.clients = [custody.Client(pod.development.address, owner="person-1", max_retries=0) for pod in self.pods]
+        self.clients = [custody.Client(pod.address, owner="person-1", max_retries=0) for pod in self.pods]
 
     @property
     def bank(self) -> System:

@@ -3,12 +3,14 @@
 MACHINE_EXAMPLES says how many runs of each kind there are (default: few, for every change; `make test-faults` takes more).
 """
 
+import itertools
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -22,16 +24,25 @@ EXAMPLES = int(os.environ.get("MACHINE_EXAMPLES", "2"))
 STEPS = 12
 
 
-@pytest.fixture(params=["sandbox-bank-idempotent", "sandbox-bank"], ids=["class_A", "class_C"])
+CLASSES = {"A": "sandbox-bank-idempotent", "B": "sandbox-bank-lookup", "C": "sandbox-bank"}
+
+
+@pytest.fixture(params=[*itertools.product(["sqlite"], "ABC"), *itertools.product(["postgresql"], "AC")], ids="-".join)
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
-    """One sidecar on SQLite."""
+    """One sidecar on SQLite, or two on one PostgreSQL, at a bank of this class."""
+    store, name = request.param
     folder = Path(tempfile.mkdtemp(prefix="custody-machine-"))
-    system = System.start(folder, descriptor=request.param)
-    world = World(pods=[system], consent=system.consent())
-    yield world
-    world.close()
-    system.stop()
-    shutil.rmtree(folder, ignore_errors=True)
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        system = System.start(folder, descriptor=CLASSES[name], store=store)
+        stack.callback(system.stop)
+        pods = [system]
+        if store == "postgresql":
+            pods.append(system.another_pod("second"))
+            stack.callback(pods[1].stop_pod)
+        world = World(pods=pods, consent=system.consent())
+        stack.callback(world.close)
+        yield world
 
 
 @pytest.mark.timeout(120 + 90 * EXAMPLES)
@@ -58,4 +69,5 @@ def test_payments_whatever_happens(world: World, tmp_path: Path) -> None:
         export.write_bytes(b"".join(pod.admin.audit.export()))
         key.write_bytes(pod.development.public_key_pem("audit"))
         command = [sys.executable, "-m", "sidecar.audit.verifier", str(export), "--key", str(key)]
-        assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+        verified = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert verified.returncode == 0, verified.stdout + verified.stderr

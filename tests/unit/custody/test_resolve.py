@@ -72,7 +72,7 @@ async def test_a_finding_is_final_and_on_record(finding: Finding, state: Payment
 
 
 async def test_not_executed_is_no_finding_while_a_request_may_be_under_way() -> None:
-    """The bank may say in good faith that it has nothing, and have it a moment later. That it has the payment can be said at once."""
+    """The bank may say in good faith that it has nothing, and have it a moment later. That it has it can be said at once."""
     world = World()
     payments = []
     for _ in range(2):
