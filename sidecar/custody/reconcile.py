@@ -54,7 +54,7 @@ _A_DAY_SECONDS = 86_400.0
 _OLD_PAYMENT_POLL_SECONDS = 3600.0  # an owner who has not approved within a day is not waited for by the minute
 _STEPS_PER_PROVIDER = 32
 _REMEMBERED = 10_000
-_FOR_EVER = timedelta(days=36_500)
+_FOR_EVER = timedelta(days=3650)
 # What nobody puts off further than this, except where a bank asks for it or its quiet period is longer.
 _FURTHEST = {
     PaymentState.INTENT: timedelta(seconds=INTENT_SECONDS),
@@ -63,11 +63,10 @@ _FURTHEST = {
 }
 # A clock that is only made to go slower is not set back.
 _SLEW = timedelta(seconds=1)
-# The longest time of a send that a descriptor may give, the life of the network, and a round of this module.
-_LONGEST_SEND_SECONDS = 10.0 + NETWORK_LIFE_SECONDS + 2.0
 # A provider that cannot be asked for so long is not asked any more: a human is.
 _LOOK_UP_SECONDS = 86_400.0
 _UNKNOWN = frozenset({PaymentState.DISPATCHED, PaymentState.RECONCILING})
+_TAKEN_OVER = frozenset({PaymentState.DISPATCHED})
 _FOLLOWED = frozenset({PaymentState.ACCEPTED, PaymentState.AWAITING_AUTHORISATION})
 
 
@@ -94,7 +93,8 @@ class Reconciler:
         self._asked_ns: OrderedDict[PaymentId, int] = OrderedDict()
         self._seen_unknown_ns: OrderedDict[PaymentId, int] = OrderedDict()
         self._newest_round: tuple[datetime, int] | None = None  # by the wall clock and by CLOCK_BOOTTIME
-        self._sweeps_ns: list[int] = []  # by CLOCK_BOOTTIME; see `_sweep_due`
+        self._sweeping = False
+        self._swept: set[PaymentId] = set()
 
     async def run_due(self, *, limit: int = 200) -> int:
         """One step for every payment whose time has come; returns how many there were.
@@ -103,40 +103,43 @@ class Reconciler:
         worked on keeps no other from its turn.
         """
         due = list(await self._store.due_payments(self._clock.now(), limit=limit))
-        sweep_ns = self._sweep_due()
-        late, whole = ([], False) if sweep_ns is None else await self._put_off_too_far(limit=limit)
-        reserved = [payment for payment in due + late if self._reserve(payment)]
-        if whole and self._at_work.keys() >= {payment.id for payment in late}:
-            self._sweeps_ns = [time for time in self._sweeps_ns if time != sweep_ns]
-        steps = [self._reserved_step(payment) for payment in reserved]
-        for result in await asyncio.gather(*steps, return_exceptions=True):
+        self._notice_clock_set_back()
+        if self._sweeping:
+            due += await self._put_off_too_far(limit=limit)
+        reserved = [payment for payment in due if self._reserve(payment)]
+        results = await asyncio.gather(*map(self._reserved_step, reserved), return_exceptions=True)
+        if self._sweeping:
+            done = zip(reserved, results, strict=True)
+            self._swept |= {
+                payment.id for payment, result in done if result is None and payment.state not in _TAKEN_OVER
+            }
+        for result in results:
             if isinstance(result, CustodyError) or not isinstance(result, Exception | None):
                 raise result
             if result is not None:
                 raise Internal from result
-        return len(due) + len(late)
+        return len(due)
 
-    def _sweep_due(self) -> int | None:
-        """Whether it is time for one (by CLOCK_BOOTTIME): when this process begins or has seen the wall clock set back, once more
-        when every send of that time is over, and now and then."""
+    def _notice_clock_set_back(self) -> None:
+        """A process that begins does not know what the wall clock showed before."""
         now, boot_ns = self._clock.now(), self._clock.boot_time_ns()
         before, self._newest_round = self._newest_round, (now, boot_ns)
         if before is None or before[0] + timedelta(seconds=(boot_ns - before[1]) / 1e9) - now > _SLEW:
-            self._sweeps_ns = [boot_ns, boot_ns + int(_LONGEST_SEND_SECONDS * 1e9)]
-        elif not self._sweeps_ns:  # another sidecar of this store may have a clock that is ahead, and have ended
-            self._sweeps_ns = [boot_ns + int(UNKNOWN_POLL_SECONDS * 1e9)]
-        return next((time for time in self._sweeps_ns if time <= boot_ns), None)
+            self._sweeping = True
+            self._swept.clear()
 
-    async def _put_off_too_far(self, *, limit: int) -> tuple[list[Payment], bool]:
-        """Payments that nobody has put off for so long, and whether these are all: the wall clock was set back, perhaps while no
-        sidecar ran, and they would wait until it stands there again."""
+    async def _put_off_too_far(self, *, limit: int) -> list[Payment]:
+        """Payments that nobody has put off for so long: the wall clock was set back, perhaps while no sidecar ran, and they would
+        wait until it stands there again. Each has one turn; what is still being sent has it when that is over."""
         now = self._clock.now()
         waiting = await self._store.due_payments(now + _FOR_EVER, limit=limit)
         for payment in waiting:
             if payment.state in _UNKNOWN:
                 self._first_seen_ns(payment)
+        late = [payment for payment in waiting if _is_put_off_too_far(payment, now) and payment.id not in self._swept]
         whole = len(waiting) < limit or any(payment.state in _FOLLOWED for payment in waiting)  # which come last
-        return [payment for payment in waiting if _is_put_off_too_far(payment, now)], whole
+        self._sweeping = bool(late) or not whole
+        return late
 
     def _reserve(self, payment: Payment) -> bool:
         """Takes the payment for one step. Rounds overlap, so it is taken here and now and not when the step's task begins: a
@@ -265,9 +268,10 @@ class Reconciler:
         connector = connector_for(self._connectors, payment.provider)
         wait_seconds = self._seconds_until_quiet(payment, connector)
         if wait_seconds > 0:
-            if payment.dispatch_boot_id == self._clock.boot_id():
-                await self._wait(payment, wait_seconds)
-            return  # or another sidecar saw it earlier than this one, and it stays due for that one
+            # Another sidecar may have seen it earlier than this one: it stays due for that one.
+            own_boot = payment.dispatch_boot_id == self._clock.boot_id()
+            await self._wait(payment, wait_seconds if own_boot else 0.0)
+            return
         now = self._clock.now()
         taken = payment.to(
             PaymentState.RECONCILING,
@@ -382,7 +386,6 @@ class Reconciler:
         )
         reading: Reading[T] | Problem = read(answer_of(outcome), call_id=call_id)
         if not isinstance(reading, Problem):
-            self._tokens.confirm(access)
             return reading.value
         if reading.kind is ProblemKind.TOKEN_EXPIRED:
             await self._tokens.access(access.consent, refuse_older_than=access.secret.secret.row_version)
