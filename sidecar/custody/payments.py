@@ -252,6 +252,7 @@ class Payments:
                 undone = NotSent(code="DISPATCH_NOT_RECORDED")
                 self._tasks.begin(self._back_to_intent(dispatched, consent, undone))
             raise
+        permit.send_before_boot_time_ns = send_by_ns
         left_seconds = (send_by_ns - self._clock.boot_time_ns()) / 1e9
         if left_seconds <= 0:
             await self._discard(prepared)

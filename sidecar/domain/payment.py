@@ -181,11 +181,14 @@ class Payment:
 
 @dataclass(slots=True, kw_only=True)
 class DispatchPermit:
-    """The right to send one payment's bytes once. Made only by the store when the dispatch record is durable under a signed
-    checkpoint; taken by the send; a second taking is a defect."""
+    """The right to send one payment's bytes once, and until when. Made only by the store when the dispatch record is durable
+    under a signed checkpoint; taken by the send; a second taking is a defect."""
 
     payment: PaymentId
     epoch: int
+    send_before_boot_time_ns: int | None = (
+        None  # a moment of CLOCK_BOOTTIME: seconds from now grow where a process stands still
+    )
     _redeemed: bool = field(default=False, repr=False)
 
     def redeem(self) -> None:

@@ -501,7 +501,12 @@ class EgressLink(_Link):
         if connection is None or connection.closed.done():
             # Egress sends on this message alone, and this message was never written.
             return NotSent(code=_PREPARED_GONE)
-        body = Send(handle=handle, send_before_boot_time_ns=boot_time_ns() + int(deadline_seconds * 1e9))
+        send_before_ns = boot_time_ns() + int(deadline_seconds * 1e9)
+        if (
+            permit.send_before_boot_time_ns is not None
+        ):  # this process may have stood still since the seconds were counted
+            send_before_ns = min(send_before_ns, permit.send_before_boot_time_ns)
+        body = Send(handle=handle, send_before_boot_time_ns=send_before_ns)
         try:
             answer = await self._ask_any(
                 body,

@@ -8,6 +8,7 @@ import contextlib
 import json
 import re
 import socket
+import time
 from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field, replace
@@ -785,6 +786,24 @@ def test_a_send_after_its_deadline_sends_nothing(run: Run) -> None:
         )
 
         outcome = await lab.egress.send(prepared, _permit(), deadline_seconds=0)
+
+        assert outcome == NotSent(code="DEADLINE_BEFORE_SEND")
+        assert lab.bank.requests == []
+
+    run(test)
+
+
+def test_a_permit_whose_time_is_over_sends_nothing_however_many_seconds_are_given(run: Run) -> None:
+    """Seconds from now grow where a process stands still between counting and using them; the permit's moment does not."""
+
+    async def test(lab: Lab) -> None:
+        prepared = await lab.egress.prepare(
+            lab.payment(), wrapped_data_key=lab.wrapped, secrets=[lab.access()], deadline_seconds=SECONDS
+        )
+        permit = _permit()
+        permit.send_before_boot_time_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+        outcome = await lab.egress.send(prepared, permit, deadline_seconds=SECONDS)
 
         assert outcome == NotSent(code="DEADLINE_BEFORE_SEND")
         assert lab.bank.requests == []

@@ -7,6 +7,7 @@ what it does not need: TLS, HTTP, locked memory.
 
 import json
 import os
+import time
 from base64 import urlsafe_b64encode
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -120,8 +121,17 @@ class SoftwareKeys:
 class FakeEgress:
     """`origins` maps each origin that may be talked to to its provider."""
 
-    def __init__(self, *, cluster: str, origins: Mapping[str, str], bank: FakeBank, keys: SoftwareKeys) -> None:
+    def __init__(
+        self,
+        *,
+        cluster: str,
+        origins: Mapping[str, str],
+        bank: FakeBank,
+        keys: SoftwareKeys,
+        boot_time_ns: Callable[[], int] = lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME),
+    ) -> None:
         self.bank = bank
+        self._boot_time_ns = boot_time_ns
         self.available = True  # False: the hsm does not answer
         self._cluster = cluster
         self._origins = dict(origins)
@@ -205,7 +215,8 @@ class FakeEgress:
         if request is None:
             return NotSent(code="PREPARED_GONE")
         opened = self._secrets_of.pop(prepared.handle)
-        if deadline_seconds <= 0:
+        send_before_ns = permit.send_before_boot_time_ns
+        if deadline_seconds <= 0 or (send_before_ns is not None and self._boot_time_ns() >= send_before_ns):
             return NotSent(code="DEADLINE_BEFORE_SEND")
         return _passed_on(await self._ask(request), opened)
 

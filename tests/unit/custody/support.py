@@ -200,7 +200,9 @@ class World:
     def start(self, instance: str = "one") -> Core:
         """A sidecar on this store. The one before it, if it was killed, is simply not used any more."""
         origins = {API: PROVIDER, TOKENS: PROVIDER}
-        egress = GatedEgress(cluster=CLUSTER, origins=origins, bank=self.bank, keys=self.keys)
+        egress = GatedEgress(
+            cluster=CLUSTER, origins=origins, bank=self.bank, keys=self.keys, boot_time_ns=self.clock.boot_time_ns
+        )
         self.core = Core(
             store=self.store,
             egress=egress,

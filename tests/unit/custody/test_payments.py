@@ -272,6 +272,21 @@ async def test_rule_3_no_record_no_act(signed: bool) -> None:
 # --- rule 4: one bounded send
 
 
+async def test_rule_4_a_process_that_is_paused_on_its_way_to_egress_sends_nothing() -> None:
+    """The permit says until when: the seconds that were left before the pause are not left after it."""
+    world = World()
+    request = payment_request(await world.consent())
+
+    async def pause() -> None:
+        world.clock.advance(25 * 3600)
+
+    world.core.egress.gates["send"] = pause
+
+    with pytest.raises(Unavailable):
+        await world.core.payments.initiate(caller(), request)
+    assert world.bank.count("initiate") == 0
+
+
 async def test_rule_4_a_process_that_was_paused_after_the_record_sends_nothing() -> None:
     """The time to send runs from before the dispatch record by the boot clock: who wakes up later finds it over."""
     world = World()
