@@ -61,6 +61,7 @@ _FURTHEST = {
     PaymentState.DISPATCHED: timedelta(seconds=UNKNOWN_POLL_SECONDS),
     PaymentState.RECONCILING: timedelta(seconds=UNKNOWN_POLL_SECONDS),
 }
+_NO_LONGER_THAN = timedelta(seconds=2)
 # A clock that is only made to go slower is not set back.
 _SLEW = timedelta(seconds=1)
 # A provider that cannot be asked for so long is not asked any more: a human is.
@@ -446,6 +447,8 @@ class Reconciler:
 
 def _is_put_off_too_far(payment: Payment, now: datetime) -> bool:
     furthest = _FURTHEST.get(payment.state)
+    if payment.state is PaymentState.RECONCILING and payment.idempotency_class is IdempotencyClass.NONE:
+        furthest = _NO_LONGER_THAN  # nobody is asked but a human, who is asked at once
     return furthest is not None and payment.next_attempt_time is not None and payment.next_attempt_time > now + furthest
 
 

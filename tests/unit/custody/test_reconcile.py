@@ -574,6 +574,15 @@ async def test_a_dead_sender_is_taken_over_though_the_wall_clock_was_set_back(na
     assert found.state is (S.SETTLED if name == CLASS_B else S.NEEDS_ATTENTION)
 
 
+async def test_class_c_asks_a_human_at_once_though_the_wall_clock_was_set_back_by_little() -> None:
+    """Nobody else is asked about such a payment, so it is never put off for half a minute."""
+    world = World(name=CLASS_C)
+    payment = await initiated(world, lost)
+    world.clock.step_wall_clock(-20)
+
+    assert (await settle(world, payment, seconds=5)).state is S.NEEDS_ATTENTION
+
+
 async def test_a_wall_clock_that_was_set_back_leaves_none_of_many_behind() -> None:
     """More than one provider's share of a round, more than a page: all have their turn."""
     world = World(name=CLASS_C)
