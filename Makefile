@@ -4,6 +4,8 @@
 # ARGS=…         more arguments for pytest, e.g. make test ARGS='tests/unit -k money'
 # INTERACTIVE=1  make run: you approve the consent yourself, in a browser
 # STORE=…        make run: the database, sqlite (default) or postgresql
+# PAYMENTS=…     make simulate: how many (default: 10000)
+# SEED=…         make simulate: the run to play again, and CLASS=A, B or C where the failure names one
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
@@ -40,6 +42,10 @@ test: setup ## Run all tests
 .PHONY: test-faults
 test-faults: setup ## Run the kill and fault harness whole, and write its result table
 	@$(PY) -m tests.faults run $(ARGS)
+
+.PHONY: simulate
+simulate: setup ## Simulate payments under faults (PAYMENTS=100000, or SEED= to play one run again)
+	@$(PY) -m tests.simulation $(if $(SEED),--seed $(SEED)) $(if $(CLASS),--class $(CLASS)) $(if $(PAYMENTS),--payments $(PAYMENTS),$(if $(SEED),,--payments 10000))
 
 .PHONY: check
 check: lint types imports protos stubs ## Run everything that CI runs after the tests
