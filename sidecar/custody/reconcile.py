@@ -94,8 +94,9 @@ class Reconciler:
         self._asked_ns: OrderedDict[PaymentId, int] = OrderedDict()
         self._seen_unknown_ns: OrderedDict[PaymentId, int] = OrderedDict()
         self._newest_round: tuple[datetime, int] | None = None  # by the wall clock and by CLOCK_BOOTTIME
-        self._sweeping = False
-        self._swept: set[PaymentId] = set()
+        self._sweep: set[PaymentId] | None = (
+            None  # who has had a turn since the wall clock was set back; None: all have
+        )
 
     async def run_due(self, *, limit: int = 200) -> int:
         """One step for every payment whose time has come; returns how many there were.
@@ -105,15 +106,15 @@ class Reconciler:
         """
         due = list(await self._store.due_payments(self._clock.now(), limit=limit))
         self._notice_clock_set_back()
-        if self._sweeping:
-            due += await self._put_off_too_far(limit=limit)
+        sweep = self._sweep
+        if sweep is not None:
+            due += await self._put_off_too_far(sweep, limit=limit)
         reserved = [payment for payment in due if self._reserve(payment)]
         results = await asyncio.gather(*map(self._reserved_step, reserved), return_exceptions=True)
-        if self._sweeping:
+        if sweep is not None:
             done = zip(reserved, results, strict=True)
-            self._swept |= {
-                payment.id for payment, result in done if result is None and payment.state not in _TAKEN_OVER
-            }
+            had_it = (payment for payment, result in done if result is None and payment.state not in _TAKEN_OVER)
+            sweep.update(payment.id for payment in had_it)
         for result in results:
             if isinstance(result, CustodyError) or not isinstance(result, Exception | None):
                 raise result
@@ -126,10 +127,9 @@ class Reconciler:
         now, boot_ns = self._clock.now(), self._clock.boot_time_ns()
         before, self._newest_round = self._newest_round, (now, boot_ns)
         if before is None or before[0] + timedelta(seconds=(boot_ns - before[1]) / 1e9) - now > _SLEW:
-            self._sweeping = True
-            self._swept.clear()
+            self._sweep = set()
 
-    async def _put_off_too_far(self, *, limit: int) -> list[Payment]:
+    async def _put_off_too_far(self, sweep: set[PaymentId], *, limit: int) -> list[Payment]:
         """Payments that nobody has put off for so long: the wall clock was set back, perhaps while no sidecar ran, and they would
         wait until it stands there again. Each has one turn; what is still being sent has it when that is over."""
         now = self._clock.now()
@@ -137,9 +137,10 @@ class Reconciler:
         for payment in waiting:
             if payment.state in _UNKNOWN:
                 self._first_seen_ns(payment)
-        late = [payment for payment in waiting if _is_put_off_too_far(payment, now) and payment.id not in self._swept]
+        late = [payment for payment in waiting if _is_put_off_too_far(payment, now) and payment.id not in sweep]
         whole = len(waiting) < limit or any(payment.state in _FOLLOWED for payment in waiting)  # which come last
-        self._sweeping = bool(late) or not whole
+        if whole and not late and self._sweep is sweep:  # rounds overlap, and the clock may have been set again
+            self._sweep = None
         return late
 
     def _reserve(self, payment: Payment) -> bool:

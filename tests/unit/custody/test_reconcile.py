@@ -574,6 +574,33 @@ async def test_a_dead_sender_is_taken_over_though_the_wall_clock_was_set_back(na
     assert found.state is (S.SETTLED if name == CLASS_B else S.NEEDS_ATTENTION)
 
 
+async def test_a_step_that_was_under_way_when_the_wall_clock_was_set_back_leaves_nobody_behind() -> None:
+    """It puts its payment off by the clock as it stood before, and ends when everybody else has had a turn."""
+    world = World(name=CLASS_B)
+    payment = await initiated(world, lost)
+    reconciler, going = world.core.reconciler, asyncio.Event()
+    world.clock.advance(2)
+    change = world.store.change_payment
+
+    async def slow(*args: object, **kwargs: object) -> None:
+        await going.wait()
+        await change(*args, **kwargs)  # type: ignore[arg-type]
+
+    world.store.change_payment = slow  # type: ignore[method-assign]
+    under_way = asyncio.ensure_future(reconciler.run_due())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    world.clock.step_wall_clock(-HOUR)
+    for _ in range(5):
+        world.clock.advance(1)
+        await reconciler.run_due()
+    going.set()
+    await under_way
+    world.store.change_payment = change  # type: ignore[method-assign]
+
+    assert (await settle(world, payment, seconds=60)).state is S.SETTLED
+
+
 async def test_class_c_asks_a_human_at_once_though_the_wall_clock_was_set_back_by_little() -> None:
     """Nobody else is asked about such a payment, so it is never put off for half a minute."""
     world = World(name=CLASS_C)
