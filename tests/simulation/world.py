@@ -315,6 +315,8 @@ class Simulation:
                 await work()
             except CustodyError as error:
                 self._hear_error(error, "background")
+            except Exception as error:  # noqa: BLE001 - a defect in the background must not look like silence
+                self._object(f"background work failed with {error!r}")
             await sidecar.core.clock.sleep(1.0)
 
     def _strikes(self, process: Process) -> bool:
