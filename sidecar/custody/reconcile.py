@@ -94,6 +94,7 @@ class Reconciler:
         self._asked_ns: OrderedDict[PaymentId, int] = OrderedDict()
         self._seen_unknown_ns: OrderedDict[PaymentId, int] = OrderedDict()
         self._newest_round: tuple[datetime, int] | None = None  # by the wall clock and by CLOCK_BOOTTIME
+        self._newest_sweep_ns = 0  # when it began
         self._sweep: set[PaymentId] | None = (
             None  # who has had a turn since the wall clock was set back; None: all have
         )
@@ -123,11 +124,14 @@ class Reconciler:
         return len(due)
 
     def _notice_clock_set_back(self) -> None:
-        """A process that begins does not know what the wall clock showed before."""
+        """A process that begins does not know what the wall clock showed before; and now and then one looks all the same, because
+        another sidecar's clock may have been ahead, and its payments are nobody's when it has ended."""
         now, boot_ns = self._clock.now(), self._clock.boot_time_ns()
         before, self._newest_round = self._newest_round, (now, boot_ns)
-        if before is None or before[0] + timedelta(seconds=(boot_ns - before[1]) / 1e9) - now > _SLEW:
-            self._sweep = set()
+        is_set_back = before is None or before[0] + timedelta(seconds=(boot_ns - before[1]) / 1e9) - now > _SLEW
+        is_time = self._sweep is None and boot_ns - self._newest_sweep_ns >= UNKNOWN_POLL_SECONDS * 1e9
+        if is_set_back or is_time:
+            self._sweep, self._newest_sweep_ns = set(), boot_ns
 
     async def _put_off_too_far(self, sweep: set[PaymentId], *, limit: int) -> list[Payment]:
         """Payments that nobody has put off for so long: the wall clock was set back, perhaps while no sidecar ran, and they would
