@@ -33,7 +33,7 @@ def run(*, seed: int | None, only: str) -> int:
         console.print(report, markup=False, highlight=False)
     results = {key(group, family): watcher.outcome(family.tests) for group, family in chosen}
     for name, outcome in results.items():
-        console.print(f"{name:24} {outcome.said()}", highlight=False)
+        console.print(f"{name:24} {outcome.said()}", highlight=False, soft_wrap=True)
     if not only:
         write_results(results)
         DOCUMENT.write_text(replaced(DOCUMENT.read_text(), read_results()))
