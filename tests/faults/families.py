@@ -105,7 +105,7 @@ def _races(*names: str) -> tuple[str, ...]:
 
 _SYSTEM_CALLS_KILLED = _of("faults/test_kill_at_every_system_call", "killed_at_a_system_call")
 _ONE_STORE = "two cores on one store in one process: two processes share no database yet"
-_SIMULATION = _of("unit/custody/test_simulation", "no_fault_pays_twice_or_lies")
+_SIMULATION = _of("simulation/test_simulation", "no_fault_pays_twice_or_lies")
 
 PROCESS = Group(
     title="Process",

@@ -4,10 +4,14 @@ This is data. tests/model/test_code_defects.py sees each of them noticed, and do
 """
 
 from dataclasses import dataclass
+from typing import Final
+
+from tests.simulation.bank import ClassName
 
 __all__ = ["CODE_DEFECTS", "STORE_DEFECTS", "CodeDefect"]
 
-CLASS_A, CLASS_C = "sandbox-bank-idempotent", "sandbox-bank"
+CLASS_A: Final = "A"
+CLASS_C: Final = "C"
 
 PAYMENTS, RECONCILE = "sidecar.custody.payments", "sidecar.custody.reconcile"
 PAYMENT_TABLE, STORE = "sidecar.store.payments", "sidecar.store.store"
@@ -36,7 +40,7 @@ class CodeDefect:
     module: str
     line: str
     instead: str
-    bank: str = CLASS_C
+    bank: ClassName = CLASS_C
     more: str = ""  # put at the end of the module
     contract: str = ""  # the test of the store's contract that must fail; else the simulation must
 
@@ -62,8 +66,8 @@ CODE_DEFECTS = (
         name="a time of sending that begins after the record",
         rule="4",
         module=PAYMENTS,
-        line="left_seconds = (send_by_ns - self._clock.boot_time_ns()) / 1e9",
-        instead="left_seconds = 1e6",
+        line="send_by_ns = begin_ns + int(connector.descriptor.payments.send_seconds * 1e9)",
+        instead="send_by_ns = begin_ns + 10**15",
         bank=CLASS_A,
     ),
     CodeDefect(

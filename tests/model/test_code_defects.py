@@ -4,7 +4,6 @@ The model says that a rule is needed; this says that the tests would see the pro
 any more fails, so that the list is kept.
 """
 
-import asyncio
 import importlib
 import inspect
 import types
@@ -16,7 +15,9 @@ import pytest
 from sidecar.errors import CustodyError
 from tests.contract import test_store_contract
 from tests.model.code_defects import CODE_DEFECTS, STORE_DEFECTS, CodeDefect
-from tests.unit.custody.test_simulation import simulate
+from tests.simulation.bank import ClassName
+from tests.simulation.world import Violation, simulate
+from tests.unit.store.support import new_database
 
 MOST_SEEDS = 25  # some defects need as many as seven
 
@@ -41,22 +42,22 @@ def _replace_in(monkeypatch: pytest.MonkeyPatch, defect: CodeDefect) -> None:
                     monkeypatch.setattr(value, method, function)
 
 
-def _first_failure(bank: str) -> AssertionError | None:
+def _first_failure(bank: ClassName, folder: Path) -> Violation | None:
     for seed in range(MOST_SEEDS):
         try:
-            asyncio.run(simulate(seed, bank))
-        except AssertionError as failure:
+            simulate(seed, directory=new_database(folder).parent, class_name=bank)
+        except Violation as failure:
             return failure
     return None
 
 
 @pytest.mark.parametrize("defect", CODE_DEFECTS, ids=lambda defect: f"rule {defect.rule}: {defect.name}")
-def test_the_simulation_notices(defect: CodeDefect, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_simulation_notices(defect: CodeDefect, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Within a few seeds, by an invariant and not by an error that the defect raises; without the defect the same seeds pass
-    (tests/unit/custody/test_simulation.py)."""
+    (tests/simulation)."""
     _replace_in(monkeypatch, defect)
 
-    failure = _first_failure(defect.bank)
+    failure = _first_failure(defect.bank, tmp_path)
 
     assert failure is not None
     assert failure.__cause__ is None, "the defect does not run: it raises an error"

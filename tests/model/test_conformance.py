@@ -14,8 +14,8 @@ from tests.model import payment_model as model
 from tests.model.defects import payment_model
 from tests.model.explorer import Step, explore
 from tests.model.payment_model import Bounds, Transition, transition_of
+from tests.model.small_simulation import Simulation
 from tests.unit.custody.support import SIGNER
-from tests.unit.custody.test_simulation import Simulation
 
 # What the model calls a row, and what the product does. The model's "none" is a payment that has no row yet.
 NAMES = {

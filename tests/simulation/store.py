@@ -137,7 +137,9 @@ def abandon(opened: SqliteStore) -> None:
     opened._committer._queue.closed = True
     opened._committer._queue.waiting.clear()
     opened._committer._drop_connection()
-    if opened._reader is not None:
-        opened._reader.close()
-        opened._reader = None
+    database = opened._database
+    assert isinstance(database, _FailingDatabase)
+    if database._reader is not None:
+        database._reader.close()
+        database._reader = None
     opened._lock.release()
