@@ -238,6 +238,11 @@ class Reconciler:
         """Class A: the identical bytes under the same key, on a new permit."""
         connector = connector_for(self._connectors, payment.provider)
         access = await self._access(payment)
+        # Another sidecar may have dispatched it and found its outcome unknown; each log is judged by itself, so it says first that
+        # the payment is reconciled here.
+        await self._store.record(
+            [payment_draft(payment, access.consent, AuditEvent.PAYMENT_RECONCILING, AuditOutcome.UNKNOWN)]
+        )
         prepared = await self._payments.prepare(decode_request(payment.rendered_request), access, connector)
         begin_ns = self._clock.boot_time_ns()
         seconds = connector.descriptor.payments.send_seconds
