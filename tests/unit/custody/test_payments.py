@@ -14,7 +14,7 @@ from sidecar.domain.consent import AccountReference, Consent, ConsentState, Purp
 from sidecar.domain.ids import PaymentId, ProviderId, WorkloadId
 from sidecar.domain.money import Money
 from sidecar.domain.payment import DispatchPermit, Payment, PaymentState
-from sidecar.domain.provider import Answer, NotSent, Unknown
+from sidecar.domain.provider import Answer, NotSent, SendOutcome, Unknown
 from sidecar.errors import (
     Conflict,
     CustodyError,
@@ -25,7 +25,7 @@ from sidecar.errors import (
     Refused,
     Unavailable,
 )
-from sidecar.ports import PaymentFilter
+from sidecar.ports import PaymentFilter, Prepared
 from tests.fakes.bank import IBAN, error
 from tests.unit.custody.support import (
     ADMINISTRATOR,
@@ -419,12 +419,15 @@ async def test_rule_7_a_run_that_was_taken_over_writes_no_outcome() -> None:
     world = World()
     request = payment_request(await world.consent())
     first = world.core
+    send = first.egress.send
 
-    async def take_over() -> None:
+    async def answered_late(prepared: Prepared, permit: DispatchPermit, *, deadline_seconds: float) -> SendOutcome:
+        outcome = await send(prepared, permit, deadline_seconds=deadline_seconds)
         world.clock.advance(16)
         await world.start("two").reconciler.run_due()
+        return outcome
 
-    first.egress.gates["send"] = take_over
+    first.egress.send = answered_late  # type: ignore[method-assign]
     told = await first.payments.initiate(caller(), request)
 
     assert told.state is S.RECONCILING
