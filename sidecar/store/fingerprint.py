@@ -49,6 +49,7 @@ SCHEMA_OBJECTS: Mapping[str, str] = {
     "table master_keys": "c493d689449689dc",
     "table payments": "4a4e3b7da5869d8b",
     "table refresh_leases": "8b526d2f3330ef53",
+    "table relocations": "09674c47cbd077dc",
     "table secrets": "95d991da2935d426",
     "trigger claims_fixed": "a5dc9007ae79a6fc",
     "trigger claims_stay": "a8bcdb8f4fd6ebd4",
@@ -77,4 +78,6 @@ SCHEMA_OBJECTS: Mapping[str, str] = {
     "trigger payments_resolution_fixed": "b1066cf820ac55ab",
     "trigger payments_resolved": "ac2e9f2556c6511f",
     "trigger payments_stay": "af94a9539644776d",
+    "trigger relocations_fixed": "ac908d6a48a827ca",
+    "trigger relocations_stay": "96cea0d7fb18e0a3",
 }

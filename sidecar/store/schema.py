@@ -33,12 +33,13 @@ __all__ = [
     "METADATA",
     "PAYMENTS",
     "REFRESH_LEASES",
+    "RELOCATIONS",
     "SCHEMA_REVISION",
     "SECRETS",
     "TEXT",
 ]
 
-SCHEMA_REVISION = "0003"  # the newest migration; the store works with exactly this one
+SCHEMA_REVISION = "0004"  # the newest migration; the store works with exactly this one
 
 METADATA = MetaData()
 NUMBER = BigInteger().with_variant(Integer(), "sqlite")  # SQLite's STRICT tables know INTEGER only
@@ -236,5 +237,19 @@ LOG_CHECKPOINTS = Table(
     _column("origin", TEXT, ForeignKey("instances.origin"), key=True),
     _column("size", NUMBER, key=True),
     _column("note", TEXT),
+    _column("create_time", NUMBER),
+)
+
+# Of this database, and the one table that does not move with the vault: see `sidecar.store.relocation.marks`.
+RELOCATIONS = Table(
+    "relocations",
+    METADATA,
+    _column("number", NUMBER, key=True),  # the greatest counts
+    _column("relocation", TEXT),  # a UUID, the same in both databases
+    _column("step", TEXT),
+    _column("origin", TEXT),  # of the log that moves
+    _column("commits", NUMBER),  # of that log when the vault moved
+    _column("instance", TEXT),  # the log's name where the vault moves to
+    _column("place", TEXT),  # where that is
     _column("create_time", NUMBER),
 )

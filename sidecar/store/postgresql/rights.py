@@ -25,6 +25,7 @@ RIGHTS: Mapping[str, frozenset[str]] = {
     "master_keys": _CHANGED,
     "payments": _CHANGED,
     "refresh_leases": _CHANGED,
+    "relocations": _APPENDED,
     "secrets": frozenset({"SELECT", "INSERT", "DELETE"}),
 }
 TABLE_RIGHTS = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER"})

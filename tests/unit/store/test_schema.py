@@ -306,7 +306,7 @@ TAMPERED: dict[str, tuple[tuple[str, ...], str]] = {
         "not as our migrations made it",
     ),
     "no revision at all": (("DELETE FROM alembic_version",), "does not say which schema"),
-    "two revisions": (("INSERT INTO alembic_version VALUES ('0001')",), "does not say which schema"),
+    "two revisions": (("INSERT INTO alembic_version VALUES ('0000')",), "does not say which schema"),
 }
 
 
