@@ -39,6 +39,7 @@ from sidecar.store.limits import LimitTables
 from sidecar.store.log import LogTables
 from sidecar.store.payments import PaymentTable
 from sidecar.store.prepare import migrate_in_subprocess
+from sidecar.store.relocation.marks import Marks
 from sidecar.store.requests import ClaimTable
 from sidecar.store.sqlite import FileLock, SqliteDatabase, check_file
 from sidecar.store.statements import Connection, SqlDialect
@@ -343,6 +344,7 @@ class SqliteStore(SqlStore):
     ) -> None:
         self._lock = lock
         with contextlib.closing(database.connect()) as connection:
+            Marks(database.dialect).check_may_be_used(connection, where=str(database))
             origin = instance_origin(database, connection, cluster=cluster, clock=clock)
         database.open_reader()
         super().__init__(

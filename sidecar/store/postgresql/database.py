@@ -18,6 +18,7 @@ from sidecar.store.postgresql.address import Address
 from sidecar.store.postgresql.connection import PostgresqlConnection, PostgresqlDialect
 from sidecar.store.postgresql.readers import Readers
 from sidecar.store.postgresql.server import check_revision, check_rights, check_role, check_schema, check_server
+from sidecar.store.relocation.marks import Marks
 from sidecar.store.statements import Connection
 
 __all__ = ["SCHEMA_LOCK", "PostgresqlDatabase", "checked"]
@@ -42,6 +43,7 @@ class PostgresqlDatabase:
         self.dialect = PostgresqlDialect()
         self.address = Address.of_url(url, application=f"custody {instance}")
         self.instance = instance
+        self._marks = Marks(self.dialect)
         self._synchronous_commit = synchronous_commit
         self._readers = Readers(self.address, size=read_connections, synchronous_commit=synchronous_commit)
         self.first = checked(self.address, synchronous_commit=synchronous_commit)
@@ -112,6 +114,7 @@ class PostgresqlDatabase:
                 f"another sidecar uses this database under the name {self.instance}; stop it or give this one its own",
                 path=str(self),
             ) from error
+        self._marks.check_may_be_used(connection, where=str(self))
 
 
 def checked(address: Address, *, synchronous_commit: str) -> PostgresqlConnection:
