@@ -8,6 +8,7 @@ import socket
 import ssl
 import stat
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -99,6 +100,7 @@ def hsm_keys(seen: Mapping[str, Any]) -> Iterator[Finding]:
 def database(configuration: "Configuration") -> Iterator[Finding]:
     """The database, opened as a start would."""
     from sidecar.store.errors import StoreRefused
+    from sidecar.store.relocation.marks import Marks
     from sidecar.store.sqlite import SqliteDatabase
 
     if configuration.store.path is None:
@@ -109,7 +111,9 @@ def database(configuration: "Configuration") -> Iterator[Finding]:
         yield Finding(outcome="success", message=f"{path} is not there yet; the first start makes it")
         return
     try:
-        SqliteDatabase(path, synchronous=configuration.store.synchronous)
+        database = SqliteDatabase(path, synchronous=configuration.store.synchronous)
+        with closing(database.connect(read_only=True)) as connection:
+            Marks(database.dialect).check_may_be_used(connection, where=str(path))
     except StoreRefused as refused:
         yield Finding(outcome="failure", message=str(refused), advice="see docs/store.md")
     else:
@@ -120,11 +124,14 @@ def _shared_database(url: str, synchronous_commit: str) -> Finding:
     """Without the lock on the instance's name, which a running sidecar has."""
     from sidecar.store.errors import StoreRefused
     from sidecar.store.postgresql.address import Address
+    from sidecar.store.postgresql.connection import PostgresqlDialect
     from sidecar.store.postgresql.database import checked
+    from sidecar.store.relocation.marks import Marks
 
     try:
         address = Address.of_url(url, application="custodyctl doctor")
-        checked(address, synchronous_commit=synchronous_commit).close()
+        with closing(checked(address, synchronous_commit=synchronous_commit)) as connection:
+            Marks(PostgresqlDialect()).check_may_be_used(connection, where=str(address))
     except StoreRefused as refused:
         return Finding(outcome="failure", message=str(refused), advice="see docs/store.md")
     message = f"{address} opens; its server, this role's rights and the schema are as they must be"

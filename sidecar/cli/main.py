@@ -71,6 +71,7 @@ custodyctl = CommandGroup(
         "consent": Entry("sidecar.cli.consents:consent", "Consents in custody: list, show, revoke."),
         "payment": Entry("sidecar.cli.payments:payment", "Payments that were made: list, show."),
         "audit": Entry("sidecar.cli.audit:audit", "The log: tail, export, verify."),
+        "store": Entry("sidecar.cli.store:store", "The database, while no sidecar uses it: migrate."),
         "config": Entry("sidecar.cli.configuration:config", "Configuration files: check, show."),
         "completion": Entry("sidecar.cli.shell:completion", "Print the completion script of a shell."),
         "version": Entry("sidecar.cli.shell:version", "Print the version of custodyctl."),

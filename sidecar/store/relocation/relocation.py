@@ -21,6 +21,7 @@ from sidecar.store.relocation.marks import Mark, Step
 from sidecar.store.relocation.source import Source
 from sidecar.store.relocation.tables import MovingTable
 from sidecar.store.relocation.target import Target, refusal
+from sidecar.store.statements import Row
 
 __all__ = ["Phase", "Progress", "Relocation", "opened_relocation"]
 
@@ -34,8 +35,8 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """`rows` of `total_rows` of all tables are done in this phase; the newest were rows of `table`. In a copy that goes on after
-    an interruption, `rows` begins with those that were there."""
+    """`rows` of `total_rows` of all tables are done in this phase; the newest were rows of `table`. The first of a phase says
+    where it begins: a copy that goes on after an interruption does so with the rows that are there."""
 
     phase: Phase
     table: str
@@ -114,6 +115,7 @@ class Relocation:
         if mark is None or mark.origin != self._source.origin or mark.instance != self._instance:
             raise self._refused("the vault of this file was not migrated into this database under this instance name")
         done = _Counter(self._observe, Phase.VERIFY, total_rows=self._total_rows())
+        done.add("", 0)
         return compare(self._source, self._target, seen=done.add)
 
     def undo(self) -> None:
@@ -189,18 +191,17 @@ class Relocation:
     # -- the rows
 
     def _copy(self) -> None:
-        total_rows = self._total_rows()
-        done = _Counter(self._observe, Phase.COPY, total_rows=total_rows)
-        for ours, theirs in zip(self._source.tables, self._target.tables, strict=True):
-            self._copy_table(ours, theirs, done)
+        source, target = self._source, self._target
+        last_keys = [table.last_key(target.connection) for table in target.tables]
+        done = _Counter(self._observe, Phase.COPY, total_rows=self._total_rows())
+        done.add("", sum(map(self._rows_until, source.tables, last_keys)))
+        for ours, theirs, last in zip(source.tables, target.tables, last_keys, strict=True):
+            for rows in ours.pages(source.connection, after=last, size=self._page_rows):
+                target.insert(theirs, rows)
+                done.add(ours.name, len(rows))
 
-    def _copy_table(self, ours: MovingTable, theirs: MovingTable, done: "_Counter") -> None:
-        last = theirs.last_key(self._target.connection)
-        if last is not None:
-            done.add(ours.name, ours.count(self._source.connection, until=last))
-        for rows in ours.pages(self._source.connection, after=last, size=self._page_rows):
-            self._target.insert(theirs, rows)
-            done.add(ours.name, len(rows))
+    def _rows_until(self, table: MovingTable, last: Row | None) -> int:
+        return 0 if last is None else table.count(self._source.connection, until=last)
 
     def _total_rows(self) -> int:
         return sum(table.count(self._source.connection) for table in self._source.tables)

@@ -14,7 +14,7 @@ from sidecar.store.log import LogTables
 from sidecar.store.postgresql.address import Address
 from sidecar.store.postgresql.connection import PostgresqlDialect
 from sidecar.store.postgresql.database import SCHEMA_LOCK, checked
-from sidecar.store.postgresql.errors import is_disconnect
+from sidecar.store.postgresql.errors import is_disconnect, is_lock_timeout
 from sidecar.store.postgresql.rights import SCHEMA
 from sidecar.store.relocation.marks import Mark, Marks
 from sidecar.store.relocation.tables import MovingTable, moving_tables
@@ -86,6 +86,10 @@ def refusal(error: psycopg.Error, *, where: str) -> StoreRefused:
     """What an error of the database means here. Its text is not passed on: it may hold values."""
     if is_disconnect(error):
         message = "the connection to the database was lost; run the same command again, it goes on where it was"
+    elif is_lock_timeout(error):
+        message = (
+            "somebody holds a lock in the database for too long; run the same command again, it goes on where it was"
+        )
     elif (error.sqlstate or "").startswith("23"):
         message = "the database holds rows that did not come from this file; make a new database and begin anew"
     else:
