@@ -7,7 +7,7 @@ the file is left only when every row was read back from the target and found the
 import sqlite3
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -58,21 +58,16 @@ def opened_relocation(
     page_rows: int = PAGE_ROWS,
 ) -> Iterator["Relocation"]:
     """Both databases, checked and locked. Lets out StoreRefused only, and whatever `observe` raises."""
-    source = Source(path, instance=instance)
-    try:
-        target = Target(url)
+    with closing(Source(path, instance=instance)) as source, closing(Target(url)) as target:
+        relocation = Relocation(
+            source=source, target=target, instance=instance, now=now, observe=observe, page_rows=page_rows
+        )
         try:
-            yield Relocation(
-                source=source, target=target, instance=instance, now=now, observe=observe, page_rows=page_rows
-            )
+            yield relocation
         except psycopg.Error as error:
             raise refusal(error, where=str(target)) from error
         except sqlite3.Error as error:
             raise StoreRefused("the file cannot be read or written", path=path) from error
-        finally:
-            target.close()
-    finally:
-        source.close()
 
 
 class Relocation:

@@ -38,6 +38,9 @@ class Target:
             self.log = LogTables(dialect)
             self._marks = Marks(dialect)
             self.mark = self._marks.newest(self.connection)
+        except psycopg.Error as error:
+            self.close()
+            raise refusal(error, where=self._where) from error
         except BaseException:
             self.close()
             raise

@@ -25,9 +25,11 @@ from sidecar.config import load_configuration
 from sidecar.domain.provider import KeyPurpose
 from sidecar.hsm.inspect import Check, HsmReport, KeyReport, Rate, SlotReport, TokenReport
 from sidecar.ipc.messages import HsmSettings, KeyDescription
+from sidecar.store.relocation.relocation import Progress, opened_relocation
 from tests.unit.cli.support import NOW, AskedHsm, ToldSidecar, assert_golden, good_status, run, session_of, some_token
 from tests.unit.cli.test_files import configuration, provider, written
 from tests.unit.store import postgresql
+from tests.unit.store.vaults import full_vault
 
 PIN = "hunter22"
 
@@ -580,6 +582,27 @@ def test_a_shared_database(tmp_path: Path) -> None:
     asyncio.run(run())
     postgresql.execute(name, "GRANT DELETE ON custody.claims TO PUBLIC")
     assert "must not have DELETE on claims" in failures(doctor(path))["Database"][0]
+
+
+def test_a_vault_that_moves(tmp_path: Path) -> None:
+    """The database that it is moving into is told of, and then the file that it has left."""
+    name, file = postgresql.new_database(), full_vault(tmp_path)
+    move: dict[str, Any] = {"path": file, "url": postgresql.url_of(name), "instance": "pod-1", "now": lambda: NOW}
+    on_database = well(tmp_path, store={"url": postgresql.url_of(name), "instance": "pod-1"})
+
+    def stop(progress: Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), opened_relocation(**move, observe=stop) as interrupted:
+        interrupted.run()
+    half_way = failures(doctor(on_database))["Database"]
+    with opened_relocation(**move) as relocation:
+        relocation.run()
+    moved = doctor(on_database)
+
+    assert "a vault is moving into this database" in half_way[0]
+    assert "Database" not in failures(moved)
+    assert "the vault has moved to" in failures(doctor(well(tmp_path, store={"path": str(file)})))["Database"][0]
 
 
 def test_a_database_that_cannot_be_opened(tmp_path: Path) -> None:

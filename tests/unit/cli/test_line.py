@@ -155,6 +155,27 @@ def test_no_option_takes_a_secret() -> None:
     ]
 
 
+def commands_of(group: CommandGroup, path: str = "") -> Iterator[str]:
+    import click
+
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if isinstance(command, CommandGroup):
+            yield from commands_of(command, f"{path}{name} ")
+        else:
+            yield f"{path}{name}"
+
+
+def test_the_page_names_every_command() -> None:
+    """docs/custodyctl.md, in its table of commands."""
+    page = (ROOT / "docs" / "custodyctl.md").read_text()
+    commands = list(commands_of(custodyctl))
+
+    assert len(commands) > 15
+    assert [each for each in commands if f"`{each}" not in page] == []
+
+
 def test_a_session_without_an_address_says_how_to_give_one() -> None:
     """Exit status 2 with an example."""
     ran = run("status")

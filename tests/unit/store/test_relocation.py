@@ -5,6 +5,7 @@ import io
 import os
 import signal
 import sqlite3
+import struct
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -249,28 +250,35 @@ def test_progress_is_told_page_by_page(tmp_path: Path) -> None:
     assert {progress.total_rows for progress in (*first, *told)} == {total}
 
 
-def test_canonical_encodings_differ_where_rows_do() -> None:
-    """No two rows have one encoding: kinds, lengths and borders of values count."""
-    rows: list[tuple[Any, ...]] = [
-        (),
-        (None,),
-        (None, None),
-        (0,),
-        (1,),
-        (-1,),
-        ("",),
-        (b"",),
-        ("1",),
-        (b"1",),
-        ("ab", "c"),
-        ("a", "bc"),
-        ("abc",),
-        (b"ab", b"c"),
-        ("\x00",),
-        ("", ""),
-    ]
+def decoded(data: bytes) -> tuple[Any, ...]:
+    """By docs/store.md, What is compared."""
+    values: list[Any] = []
+    (kind, count), rest = struct.unpack_from(">BQ", data), data[9:]
+    assert kind == 0
+    for _ in range(count):
+        kind, rest = rest[0], rest[1:]
+        if kind == 0:
+            values.append(None)
+            continue
+        (number,) = struct.unpack_from(">q", rest)
+        rest = rest[8:]
+        if kind == 1:
+            values.append(number)
+            continue
+        value, rest = rest[:number], rest[number:]
+        values.append(value.decode() if {2: True, 3: False}[kind] else value)
+    assert rest == b""
+    return tuple(values)
 
-    assert len({encoded(row) for row in rows}) == len(rows)
+
+def test_the_canonical_encoding_says_all_of_a_row(tmp_path: Path) -> None:
+    """An independent decoder gets every row back as it was, so no two rows have one encoding; what is none of the kinds of the
+    schema has none."""
+    rows = [row for table in contents(full_vault(tmp_path)).values() for row in table]
+    for row in [*rows, (), (None,), ("",), (b"",), (0,)]:
+        found = decoded(encoded(row))
+
+        assert (found, [type(value) for value in found]) == (row, [type(value) for value in row])
     for odd in (1.0, True, memoryview(b"x")):
         with pytest.raises(Corrupt):
             encoded((odd,))
@@ -539,6 +547,14 @@ def test_killed_before_the_file_is_flushed_it_goes_on(tmp_path: Path) -> None:
     assert (file_opens(path), database_opens(database)) == (False, True)
 
 
+def test_the_file_alone_says_that_it_was_left(tmp_path: Path) -> None:
+    """Before the database is opened, the mark has left SQLite's write-ahead log: who copies the file without it is told, too."""
+    path, database = full_vault(tmp_path), new_database()
+    assert killed(lambda: move(path, database), "before commit", count=COMMITS)
+
+    assert not file_opens(_copied(path, tmp_path / "alone"))
+
+
 @pytest.mark.parametrize("at", [0, 7, 8, 30])
 def test_a_lost_connection_is_one_message_and_it_goes_on(tmp_path: Path, at: int) -> None:
     """The server ends the connection: the message says to run it again, which finishes."""
@@ -554,6 +570,27 @@ def test_a_lost_connection_is_one_message_and_it_goes_on(tmp_path: Path, at: int
     report = move(path, database, page_rows=3)
     assert report is not None
     assert report.ok
+
+
+def test_a_replica_that_lacks_the_last_commits_is_filled_again(tmp_path: Path) -> None:
+    """A fail-over that lost the end of the migration, after the file was left: neither is usable, and the same command puts back
+    what is missing, compares all and opens the database."""
+    path, database = full_vault(tmp_path), new_database()
+    move(path, database)
+    execute(
+        database,
+        "DELETE FROM custody.relocations WHERE step <> 'begun'",
+        "DELETE FROM custody.secrets",
+        "DELETE FROM custody.refresh_leases WHERE consent = (SELECT max(consent) FROM custody.refresh_leases)",
+    )
+    assert (file_opens(path), database_opens(database)) == (False, False)
+
+    report = move(path, database)
+
+    assert report is not None
+    assert report.ok
+    assert moved_contents(database) == under_its_new_name(contents(path))
+    assert (file_opens(path), database_opens(database)) == (False, True)
 
 
 def test_a_finished_migration_is_not_done_again(tmp_path: Path) -> None:
@@ -912,3 +949,17 @@ def test_there_is_nothing_to_undo_before_the_file_was_left(tmp_path: Path) -> No
     move(path, database)
     with pytest.raises(StoreRefused, match="not into this database"):
         undo(path, new_database())
+
+
+def test_a_file_whose_database_is_lost_comes_back_by_hand(tmp_path: Path) -> None:
+    """With the statement of docs/store.md, which the guards of the table let through."""
+    page = (Path(__file__).parents[3] / "docs" / "store.md").read_text()
+    statement = page.partition("```sql\nINSERT INTO relocations")[2].partition("```")[0]
+    path = full_vault(tmp_path)
+    move(path, new_database())
+
+    with closing(sqlite3.connect(path, isolation_level=None)) as driver:
+        driver.execute(f"INSERT INTO relocations{statement}")
+
+    assert file_opens(path)
+    assert move(path, new_database()) is not None
