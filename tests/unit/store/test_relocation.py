@@ -116,6 +116,16 @@ def database_opens(database: str) -> bool:
     return _opens(run)
 
 
+def use(database: str, vault: UsedVault, *, instance: str = INSTANCE) -> None:
+    """A sidecar starts on the vault that has moved there, and puts something on record."""
+
+    async def run() -> None:
+        async with opened(database, instance=instance, clock=vault.clock) as store:
+            await store.record([draft()])
+
+    asyncio.run(run())
+
+
 def _opens(run: Callable[[], Any]) -> bool:
     try:
         asyncio.run(run())
@@ -597,12 +607,7 @@ def test_a_finished_migration_is_not_done_again(tmp_path: Path) -> None:
     """Also when a sidecar has worked there since: nothing is compared or changed."""
     vault, database = used_vault(tmp_path), new_database()
     move(vault.path, database)
-
-    async def run() -> None:
-        async with opened(database, instance=INSTANCE, clock=vault.clock) as store:
-            await store.record([draft()])
-
-    asyncio.run(run())
+    use(database, vault)
     before = moved_contents(database)
 
     assert move(vault.path, database) is None
@@ -613,12 +618,7 @@ def test_what_was_used_since_is_different(tmp_path: Path) -> None:
     """--verify-only is for before the first start: afterwards the database has more than the file."""
     vault, database = used_vault(tmp_path), new_database()
     move(vault.path, database)
-
-    async def run() -> None:
-        async with opened(database, instance=INSTANCE, clock=vault.clock) as store:
-            await store.record([draft()])
-
-    asyncio.run(run())
+    use(database, vault)
     with relocation(vault.path, database) as opened_again:
         report = opened_again.compare()
 
@@ -930,12 +930,7 @@ def test_a_used_database_cannot_be_given_up(tmp_path: Path, instance: str) -> No
     """Whatever name the sidecar had that used it: the file lacks what was done since, and could pay again."""
     vault, database = used_vault(tmp_path), new_database()
     move(vault.path, database)
-
-    async def run() -> None:
-        async with opened(database, instance=instance, clock=vault.clock) as store:
-            await store.record([draft()])
-
-    asyncio.run(run())
+    use(database, vault, instance=instance)
     with pytest.raises(StoreRefused, match=r"a sidecar has used the database since: .* may pay again"):
         undo(vault.path, database)
     assert (file_opens(vault.path), database_opens(database)) == (False, True)
