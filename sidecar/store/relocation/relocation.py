@@ -137,8 +137,6 @@ class Relocation:
         if mark.step is Step.WITHDRAWN:
             raise self._refused("a migration into this database was undone; make a new database")
         self._check_continues(mark)
-        if mark.step is Step.OPEN and (left is None or left.step is not Step.LEFT):
-            raise self._refused("the database is in use, and this file is an older copy of the one that was migrated")
         return mark
 
     def _begin(self) -> Mark:
@@ -177,9 +175,12 @@ class Relocation:
             raise self._refused("the vault of another file moves into this database; make a new database")
         if mark.instance != self._instance:
             raise self._refused(f"the migration was begun with --instance {mark.instance}")
+        left = self._source.mark
+        if mark.step is Step.OPEN and (left is None or left.step is not Step.LEFT):
+            raise self._refused("the database is in use, and this file is an older copy of the one that was migrated")
         if mark.commits != self._source.log.commits:
             raise self._refused(
-                "a sidecar has used the file since the migration began, so what was copied is old;"
+                "a sidecar has used the file since the migration began, or this is another copy of it;"
                 " make a new database and begin anew"
             )
 

@@ -23,7 +23,7 @@ from sidecar.audit.export import export_lines
 from sidecar.audit.verifier import verify_export
 from sidecar.domain.audit import AuditEvent, AuditOutcome
 from sidecar.domain.payment import PaymentState
-from sidecar.errors import Corrupt
+from sidecar.errors import Corrupt, Unavailable
 from sidecar.ports import ConsentFilter, PaymentFilter
 from sidecar.store import StoreRefused
 from sidecar.store.postgresql.connection import PostgresqlConnection
@@ -840,14 +840,24 @@ def test_rows_of_a_stranger_are_in_the_way(tmp_path: Path) -> None:
 
 def test_one_file_moves_to_one_place(tmp_path: Path) -> None:
     """Once it was left, no other database takes it; and an older copy of the file is not taken for it."""
-    path, first, second = full_vault(tmp_path), new_database(), new_database()
-    older = _copied(path, tmp_path / "older")
+    vault, first, second = used_vault(tmp_path), new_database(), new_database()
+    path = vault.path
+    copies = [_copied(path, tmp_path / "older")]
+
+    async def run() -> None:
+        async with opened_file(path, clock=vault.clock) as store:
+            await store.record([draft()])
+
+    asyncio.run(run())
+    copies.append(_copied(path, tmp_path / "newer"))
     killed(lambda: move(path, second), "after commit", count=2)  # given up half way
     move(path, first)
 
     assert f"has moved to {url_place(first)} already" in refused(path, second)
     assert f"has moved to {url_place(first)} already" in refused(path, new_database())
-    assert "an older copy of the one that was migrated" in refused(older, first)
+    for copy in copies:
+        assert "an older copy of the one that was migrated" in refused(copy, first)
+    assert "or this is another copy of it" in refused(copies[0], second)
     assert not database_opens(second)
 
 
@@ -958,3 +968,37 @@ def test_a_file_whose_database_is_lost_comes_back_by_hand(tmp_path: Path) -> Non
 
     assert file_opens(path)
     assert move(path, new_database()) is not None
+
+
+# --- the marks themselves ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "statement", ["DELETE FROM {}relocations", "UPDATE {}relocations SET step = 'open'", "TRUNCATE {}relocations"]
+)
+def test_a_mark_stays_as_it_is(tmp_path: Path, statement: str) -> None:
+    """The databases themselves refuse to change or delete one, whoever asks."""
+    path, database = full_vault(tmp_path), new_database()
+    move(path, database)
+
+    with cluster().connect(database, role=OWNER) as owner, pytest.raises(psycopg.IntegrityError):
+        owner.execute(statement.format("custody."))
+    if "TRUNCATE" not in statement:  # which SQLite does not know
+        with closing(sqlite3.connect(path)) as driver, pytest.raises(sqlite3.IntegrityError):
+            driver.execute(statement.format(""))
+
+
+def test_a_sidecar_that_connects_again_looks_again(tmp_path: Path) -> None:
+    """One that had opened the database and lost its connection does not write into what was given up meanwhile."""
+    vault, database = used_vault(tmp_path), new_database()
+    move(vault.path, database)
+
+    async def run() -> None:
+        async with opened(database, instance=INSTANCE, clock=vault.clock) as store:
+            await asyncio.to_thread(terminate, database)
+            await asyncio.to_thread(undo, vault.path, database)
+            with pytest.raises(Unavailable):
+                await store.record([draft()])
+
+    asyncio.run(run())
+    assert (file_opens(vault.path), database_opens(database)) == (True, False)
