@@ -174,7 +174,9 @@ def used_vault(directory: Path) -> UsedVault:
         for consent, claim in zip(consents, claims[:2], strict=True):
             await store.claim_consent(consent, claim, draft(AuditEvent.CONSENT_CREATED))
         await store.change_consent(replace(consents[0], version=2), secrets=SecretsChange(put=secrets), audit=[draft()])
-        await store.take_refresh_lease(consents[0].id, holder="pod", now=NOW, seconds=60.0, audit=draft())
+        await store.take_refresh_lease(
+            consents[0].id, holder="pod", now=NOW, seconds=60.0, after_epoch=0, audit=draft()
+        )
         for payment, claim in zip(intents, claims[2:], strict=True):
             await store.claim_payment(payment, claim, intent_draft(payment))
         await store.record_dispatch(dispatched, expected_epoch=1, audit=dispatch_draft(dispatched))
