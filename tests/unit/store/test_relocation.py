@@ -200,7 +200,7 @@ async def _check_values(store: Any, vault: UsedVault) -> None:
     assert set((await store.secrets(vault.consents[0].id)).secrets) == set(vault.secrets)
     for claim in vault.claims:
         assert await store.claim(CALLER, claim.request_id) == claim
-    lease: dict[str, Any] = {"holder": "other", "seconds": 60.0, "audit": draft()}
+    lease: dict[str, Any] = {"holder": "other", "seconds": 60.0, "after_epoch": 1, "audit": draft()}
     consent = vault.consents[0].id
     assert await store.take_refresh_lease(consent, now=NOW, **lease) is None  # somebody has it
     assert await store.take_refresh_lease(consent, now=NOW + timedelta(hours=1), **lease) == 2
