@@ -21,7 +21,7 @@ from benchmarks.workers import Load, Result, Worker
 from sidecar.ipc.messages import ProviderTransport
 from tools.development import DevelopmentError
 
-__all__ = ["Row", "latency", "parts", "process", "throughput"]
+__all__ = ["Row", "check_payments", "latency", "parts", "process", "throughput"]
 
 _IDLE_SECONDS = 15.0
 _RECOVERY_SECONDS = 30.0
@@ -49,7 +49,7 @@ def latency(rounds: int, calls: int) -> list[Row]:
             for name in ("balances", "sign"):
                 size = system.message_sizes(name)
                 _keep(measured, turn, f"echo {name}", system.application.load(Load(work=f"echo@{size}", calls=calls)))
-        _check_payments(system)
+        check_payments(system)
     rows = [Row(what=f"{name}: p50 / p99", value=_percentiles(results)) for name, results in measured.items()]
     added_own = _added(measured["sidecar payment"], measured["direct own"])
     added_kept = _added(measured["sidecar payment"], measured["direct kept"])
@@ -79,7 +79,7 @@ def throughput(rounds: int, seconds: float, in_flight: int) -> list[Row]:
                 if turn:
                     used = {process: (after[process] - before[process]) / result.count for process in after}
                     cpu.setdefault(name, []).append({**used, "caller": result.cpu_seconds / result.count})
-        _check_payments(system)
+        check_payments(system)
     return [*_rates(measured, cpu), *_ratios(measured)]
 
 
@@ -260,7 +260,7 @@ def _keep(measured: dict[str, list[Result]], turn: int, name: str, result: Resul
         measured.setdefault(name, []).append(result)
 
 
-def _check_payments(system: System) -> None:
+def check_payments(system: System) -> None:
     """The provider's own count: a fast sidecar that pays twice would be worth nothing."""
     if repeated := system.provider.ask(work="counts")["repeated"]:
         raise DevelopmentError(f"{repeated} payments reached the provider more than once")

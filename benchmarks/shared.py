@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from benchmarks.figures import Row
-from benchmarks.system import work_folder
+from benchmarks.figures import Row, check_payments
+from benchmarks.system import running_system, work_folder
 from benchmarks.workers import Load, Result, Worker
 from sidecar.store.migrate import migrate, migrate_postgresql
 from tools.postgresql.cluster import OWNER, SIDECAR, ScratchCluster
@@ -20,13 +20,16 @@ _SIDECARS = 32
 _PROCESSES = 2  # so that both processors take part; each holds half of the sidecars' stores
 _CALLERS_OF_ONE = 16
 _FEW, _MANY = 10_000, 1_000_000
+_DELAY_SECONDS = 0.2
+_SOME, _CROWD = 64, 500
 
 
 def shared(rounds: int, seconds: float) -> list[Row]:
     """Many sidecars on one PostgreSQL; one consent among few and among many, on both databases."""
 
     with work_folder() as folder, _cluster() as cluster:
-        return [*_writers(cluster, rounds, seconds), *_readers(cluster, folder, rounds, seconds)]
+        rows = [*_writers(cluster, rounds, seconds), *_readers(cluster, folder, rounds, seconds)]
+    return [*rows, *_payments(rounds, seconds)]
 
 
 def _cluster() -> ScratchCluster:
@@ -84,6 +87,45 @@ def _database(cluster: ScratchCluster) -> str:
     name = cluster.create_database()
     migrate_postgresql(cluster.url(name, role=OWNER), grant=SIDECAR)
     return cluster.url(name)
+
+
+# --- payments -----------------------------------------------------------------------------------------------------------
+
+
+def _payments(rounds: int, seconds: float) -> list[Row]:
+    """One sidecar on PostgreSQL, at a provider that takes 200 ms: alone, as many as leave processors free, and 500 at once."""
+    crowds = (1, _SOME, _CROWD)
+    ours: dict[int, list[Result]] = {crowd: [] for crowd in crowds}
+    direct: dict[int, list[Result]] = {crowd: [] for crowd in crowds}
+    with running_system(store="postgresql", delay_seconds=_DELAY_SECONDS) as system:
+        for turn in range(rounds + 1):
+            for crowd in crowds:
+                theirs = system.direct.load(Load(work="payment_own@slow", in_flight=crowd, seconds=seconds))
+                mine = system.application.load(Load(work="payment@slow", in_flight=crowd, seconds=seconds))
+                if turn:
+                    direct[crowd].append(theirs)
+                    ours[crowd].append(mine)
+        check_payments(system)
+    added = statistics.median(
+        statistics.median(mine.latencies_seconds) - statistics.median(theirs.latencies_seconds)
+        for mine, theirs in zip(ours[1], direct[1], strict=True)
+    )
+    return [
+        Row(what="PostgreSQL, 200 ms: InitiatePayment adds to p50", value=f"{added * 1e3:.2f} ms", target="<= 5 ms"),
+        _compared(_SOME, ours, direct, target=""),
+        _compared(_CROWD, ours, direct, target=">= 0.80"),
+    ]
+
+
+def _compared(crowd: int, ours: dict[int, list[Result]], direct: dict[int, list[Result]], *, target: str) -> Row:
+    pairs = list(zip(ours[crowd], direct[crowd], strict=True))
+    ratio = statistics.median(mine.per_second / theirs.per_second for mine, theirs in pairs)
+    mine, theirs = (statistics.median(each.per_second for each in side) for side in zip(*pairs, strict=True))
+    return Row(
+        what=f"PostgreSQL, 200 ms, {crowd} in flight: / direct",
+        value=f"{ratio:.2f} ({mine:,.0f} of {theirs:,.0f}/s)",
+        target=target,
+    )
 
 
 # --- readers ------------------------------------------------------------------------------------------------------------

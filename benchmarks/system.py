@@ -115,14 +115,14 @@ def work_folder() -> Iterator[Path]:
 
 
 @contextmanager
-def running_system() -> Iterator[System]:
-    """Everything started; everything ended afterwards."""
+def running_system(*, store: str = "sqlite", delay_seconds: float = DELAY_SECONDS) -> Iterator[System]:
+    """Everything started; everything ended afterwards. `delay_seconds` is what the slow provider takes."""
     with ExitStack() as stack:
         folder = stack.enter_context(work_folder())
-        development = BenchmarkDevelopment.prepare(folder)
+        development = BenchmarkDevelopment.prepare(folder, store=store)
         stack.callback(development.stop)
         bank = development.start_bank()
-        provider = stack.enter_context(_worker("provider", development, "--delay-seconds", str(DELAY_SECONDS)))
+        provider = stack.enter_context(_worker("provider", development, "--delay-seconds", str(delay_seconds)))
         ports: dict[str, int] = provider.hello["ports"]
         base = development.configuration(bank, operations_port=0)
         providers = [development.light_provider(bank, name, ports[name]) for name in PROVIDERS]

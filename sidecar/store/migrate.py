@@ -14,6 +14,7 @@ Exit status 0: the schema is the newest. 1: refused or failed; one line on stand
 import argparse
 import sqlite3
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,7 @@ def migrate_postgresql(url: str, *, grant: str | None = None) -> None:
         raise connection_refused(error, where=str(address)) from error
 
 
+_LOCK_TRIES, _LOCK_PAUSE_SECONDS = 30, 0.1
 # A schema that somebody else made cannot be in the way of our tables, and nobody waits for us without end.
 _OPTIONS = f"-c search_path={SCHEMA},pg_temp -c lock_timeout=5s -c synchronous_commit=on"
 
@@ -89,8 +91,7 @@ def _upgrade_postgresql(driver: "psycopg.Connection[Any]", grant: str | None, *,
     engine = create_engine("postgresql+psycopg://", creator=lambda: driver, poolclass=StaticPool)
     try:
         with engine.begin() as connection:
-            if not connection.exec_driver_sql(f"SELECT pg_try_advisory_xact_lock({SCHEMA_LOCK})").scalar():
-                raise StoreRefused("a sidecar uses the database; stop it first", path=where)
+            _lock_schema(connection, where)
             connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
             _check_not_newer(connection, where)
             _run_migrations(connection)
@@ -98,6 +99,15 @@ def _upgrade_postgresql(driver: "psycopg.Connection[Any]", grant: str | None, *,
                 _grant(connection, grant)
     except SQLAlchemyError as error:
         raise StoreRefused("a migration failed; the database is as it was before", path=where) from error
+
+
+def _lock_schema(connection: Connection, where: str) -> None:
+    """A sidecar that has just ended may still be connected for the server, for a moment."""
+    for _ in range(_LOCK_TRIES):
+        if connection.exec_driver_sql(f"SELECT pg_try_advisory_xact_lock({SCHEMA_LOCK})").scalar():
+            return
+        time.sleep(_LOCK_PAUSE_SECONDS)
+    raise StoreRefused("a sidecar uses the database; stop it first", path=where)
 
 
 def _check_not_newer(connection: Connection, where: str) -> None:
