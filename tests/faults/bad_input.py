@@ -52,7 +52,7 @@ PAYMENTS = Group(
         _row("C11", "amounts that are zero, negative, too exact, too large", _REFUSED + "*", "tests/unit/domain/test_values.py::test_bi_c11_what_is_no_exact_amount_is_none"),
         _row("C12", "currencies in lower case, unknown, historic", _REFUSED + "*", "tests/unit/domain/test_values.py::test_bi_c11_c12_money_of_another_form_is_refused"),
         _row("C13", "at a limit, and a cent above it", _REFUSED + "*", f"{_PAYMENTS}bi_c13_at_the_limit"),
-        _row("C14", "sums over calls beyond a limit, from two pods", open_="sums are not limited yet: only the amount of each payment is"),
+        _row("C14", "sums over calls beyond a limit, from two pods", "tests/unit/store/test_postgresql_limits.py::test_the_last_of_a_limit_between_two_sidecars", "tests/e2e/test_limits.py::test_payments_that_race_for_a_limit"),
         _row("C15", "IBANs with wrong check digits, form, length, country", _REFUSED + "*", "tests/unit/domain/test_values.py::test_bi_c15_an_iban_of_another_form_is_refused"),
         _row("C16", "UK sort codes and account numbers", _REFUSED + "*", open_="accounts are IBANs only, so each of them is refused"),
         _row("C17", "creditor equal to debtor", _REFUSED + "*"),

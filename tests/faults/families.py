@@ -104,7 +104,6 @@ def _races(*names: str) -> tuple[str, ...]:
 
 
 _SYSTEM_CALLS_KILLED = _of("faults/test_kill_at_every_system_call", "killed_at_a_system_call")
-_ONE_STORE = "two cores on one store in one process: two processes share no database yet"
 _SIMULATION = _of("simulation/test_simulation", "no_fault_pays_twice_or_lies")
 
 PROCESS = Group(
@@ -492,8 +491,9 @@ RACES = Group(
                 f"{_races('one_request_id_at_the_same_moment')[0]}[R1_two]",
                 *_payments("rule_1_two_calls_at_once_are_one_payment"),
                 *_store("of_a_hundred_equal_payments_one_is_made"),
+                *_of("unit/store/test_postgresql_races", "r1_one_request_id_is_claimed_once"),
+                *_of("e2e/test_postgresql", "two_pods_with_one_request_id_pay_once"),
             ),
-            open=_ONE_STORE,
         ),
         Family(
             id="R2",
@@ -502,7 +502,7 @@ RACES = Group(
                 *_races("one_request_id_with_two_bodies_at_the_same_moment"),
                 *_payments("bi_c5_same_request_id_with_another_content_is_refused"),
             ),
-            open=_ONE_STORE,
+            open="two cores on one store in one process",
         ),
         Family(
             id="R3",
@@ -512,11 +512,18 @@ RACES = Group(
                 *_store("of_a_hundred_equal_claims_one_wins", "of_a_hundred_equal_payments_one_is_made"),
             ),
         ),
-        Family(id="R4", injected="two request ids, one single-use consent", open="no connector of class B yet"),
+        Family(
+            id="R4",
+            injected="two request ids, one single-use consent",
+            open="no connector has single-use consents: class B looks payments up by our own key",
+        ),
         Family(
             id="R5",
             injected="a limit on the sum, from two pods",
-            open="sums are not limited yet: only the amount of each payment is",
+            tests=(
+                *_of("unit/store/test_postgresql_limits", "the_last_of_a_limit_between_two_sidecars"),
+                *_of("e2e/test_limits", "payments_that_race_for_a_limit"),
+            ),
         ),
         Family(
             id="R6",
@@ -577,35 +584,158 @@ RACES = Group(
     ),
 )
 
-_NO_POSTGRESQL = "the store has SQLite only"
+_PG = "unit/store/test_postgresql"
+
+
+def _pg(file: str, *names: str) -> tuple[str, ...]:
+    return _of(f"{_PG}_{file}", *names)
+
+
+_FINDING_OUT = (
+    "a_commit_that_failed_has_not_happened",
+    "a_commit_whose_answer_is_lost_is_found_out",
+    "what_is_only_visible_is_not_told",
+)
 
 POSTGRESQL = Group(
     title="PostgreSQL",
     prefix="D",
     count=18,
     families=(
-        Family(id="D1", injected="the session is terminated before, during, after COMMIT", open=_NO_POSTGRESQL),
-        Family(id="D2", injected="immediate stop of the server at each statement", open=_NO_POSTGRESQL),
-        Family(id="D3", injected="a replica is promoted, asynchronous and synchronous", open=_NO_POSTGRESQL),
-        Family(id="D4", injected="read-only", open=_NO_POSTGRESQL),
-        Family(id="D5", injected="disk full", open=_NO_POSTGRESQL),
-        Family(id="D6", injected="EIO at fsync", open=_NO_POSTGRESQL),
+        Family(
+            id="D1",
+            injected="the session is terminated before, during, after COMMIT",
+            tests=_pg(
+                "commits",
+                *_FINDING_OUT,
+                "a_connection_that_ends_within_a_transaction_is_unavailable",
+                "a_commit_that_ends_while_it_waits_for_a_replica_is_proven",
+            ),
+        ),
+        Family(
+            id="D2",
+            injected="immediate stop of the server at each statement",
+            tests=_pg("network", "after_a_crash_of_the_server_all_goes_on"),
+            open="stopped under load, not at each statement in turn; each statement fails in D7",
+        ),
+        Family(
+            id="D3",
+            injected="a replica is promoted, asynchronous and synchronous",
+            tests=(
+                *_pg(
+                    "network",
+                    "after_a_fail_over_to_a_synchronous_replica_all_goes_on",
+                    "after_a_fail_over_that_lost_commits_nothing_is_written",
+                ),
+                *_pg("commits", "a_database_that_has_lost_commits_is_never_written_to_again"),
+            ),
+            open="a sidecar that starts after the fail-over cannot know what was lost",
+        ),
+        Family(
+            id="D4",
+            injected="read-only",
+            tests=(
+                *_pg("commits", "a_server_that_becomes_read_only_is_unavailable_and_passes"),
+                *_pg("start", "a_standby_is_refused"),
+            ),
+        ),
+        Family(
+            id="D5",
+            injected="disk full",
+            tests=_pg(
+                "commits", "an_error_at_any_statement_harms_nobody_for_good", "a_commit_that_failed_has_not_happened"
+            ),
+            open="by the server's code for it (53100); no disk is filled",
+        ),
+        Family(
+            id="D6",
+            injected="EIO at fsync",
+            tests=_pg("network", "after_a_crash_of_the_server_all_goes_on"),
+            open="by what the server does then, which is to crash; no disk fails",
+        ),
         Family(
             id="D7",
             injected="40001, 40P01, 55P03, 57014, 53300, 57P01, 08006, 08007, 40003 at each statement",
-            open=_NO_POSTGRESQL,
+            tests=_pg(
+                "commits",
+                "a_conflict_at_any_statement_runs_the_group_again",
+                "a_conflict_that_stays_is_given_up",
+                "a_deadlock_between_two_sidecars_is_resolved",
+                "an_error_at_any_statement_harms_nobody_for_good",
+            ),
         ),
-        Family(id="D8", injected="a stranger holds a lock", open=_NO_POSTGRESQL),
-        Family(id="D9", injected="no connection left in the pool", open=_NO_POSTGRESQL),
-        Family(id="D10", injected="a pooler in transaction mode", open=_NO_POSTGRESQL),
-        Family(id="D11", injected="latency, jitter, half-open TCP, black hole", open=_NO_POSTGRESQL),
-        Family(id="D12", injected="the database's clock jumps", open=_NO_POSTGRESQL),
-        Family(id="D13", injected="a stale replica is read", open=_NO_POSTGRESQL),
-        Family(id="D14", injected="writes refused near the wrap-around of transaction ids", open=_NO_POSTGRESQL),
-        Family(id="D15", injected="an older or newer schema", open=_NO_POSTGRESQL),
-        Family(id="D16", injected="the role has lost a right", open=_NO_POSTGRESQL),
-        Family(id="D17", injected="locks of autovacuum and ALTER", open=_NO_POSTGRESQL),
-        Family(id="D18", injected="restored to yesterday while sidecars run", open=_NO_POSTGRESQL),
+        Family(
+            id="D8",
+            injected="a stranger holds a lock",
+            tests=_pg(
+                "commits",
+                "a_strangers_lock_fails_its_own_command_only",
+                "many_commands_wait_for_a_stranger_little_longer_than_one",
+            ),
+        ),
+        Family(
+            id="D9",
+            injected="no connection left in the pool",
+            tests=_pg(
+                "readers",
+                "when_all_connections_are_busy_a_read_is_unavailable_in_time",
+                "too_many_waiting_reads_are_refused_at_once",
+            ),
+        ),
+        Family(
+            id="D10",
+            injected="a pooler in transaction mode",
+            open="not supported: session locks need a connection of one's own (docs/store.md)",
+        ),
+        Family(
+            id="D11",
+            injected="latency, jitter, half-open TCP, black hole",
+            tests=(
+                *_pg("commits", "a_server_that_falls_silent_is_given_up", "a_connection_that_died_idle_is_replaced"),
+                *_pg("readers", "a_reader_that_died_idle_is_replaced"),
+            ),
+            open="a server that stands still; no network between them is shaped",
+        ),
+        Family(
+            id="D12",
+            injected="the database's clock jumps",
+            open="nothing rests on it: every time in a row is a sidecar's",
+        ),
+        Family(
+            id="D13",
+            injected="a stale replica is read",
+            tests=(
+                *_pg("start", "a_standby_is_refused"),
+                *_pg("readers", "no_reader_outlives_the_writers_connection"),
+            ),
+        ),
+        Family(
+            id="D14",
+            injected="writes refused near the wrap-around of transaction ids",
+            tests=_pg("commits", "an_error_at_any_statement_harms_nobody_for_good"),
+            open="as any error of a statement; the server is not brought there",
+        ),
+        Family(
+            id="D15",
+            injected="an older or newer schema",
+            tests=_pg("start", "a_schema_that_is_not_ours_is_refused", "a_newer_schema_is_not_migrated"),
+        ),
+        Family(
+            id="D16",
+            injected="the role has lost a right",
+            tests=_pg("start", "a_role_with_more_or_less_is_refused"),
+        ),
+        Family(
+            id="D17",
+            injected="locks of autovacuum and ALTER",
+            tests=_pg("commits", "a_strangers_lock_fails_its_own_command_only"),
+            open="by a stranger's lock; autovacuum itself gives way",
+        ),
+        Family(
+            id="D18",
+            injected="restored to yesterday while sidecars run",
+            tests=_pg("commits", "a_database_that_has_lost_commits_is_never_written_to_again"),
+        ),
     ),
 )
 
