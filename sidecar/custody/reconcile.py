@@ -54,7 +54,7 @@ _A_DAY_SECONDS = 86_400.0
 _OLD_PAYMENT_POLL_SECONDS = 3600.0  # an owner who has not approved within a day is not waited for by the minute
 _STEPS_PER_PROVIDER = 32
 _REMEMBERED = 10_000
-_FOR_EVER = timedelta(days=3650)
+_FOR_EVER = timedelta(days=36_500)
 # What nobody puts off further than this, except where a bank asks for it or its quiet period is longer.
 _FURTHEST = {
     PaymentState.INTENT: timedelta(seconds=INTENT_SECONDS),

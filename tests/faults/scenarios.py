@@ -129,7 +129,9 @@ class Scene(World):
             return await ask_bank_at(self._bank_path, request)
 
         origins = {API: PROVIDER, TOKENS: PROVIDER}
-        egress = GatedEgress(cluster=CLUSTER, origins=origins, bank=ask, keys=self.keys)
+        egress = GatedEgress(
+            cluster=CLUSTER, origins=origins, bank=ask, keys=self.keys, boot_time_ns=self.clock.boot_time_ns
+        )
         return Core(
             store=self.store,
             egress=egress,
