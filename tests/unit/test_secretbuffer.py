@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 
 from sidecar import hkdf, sealing
 from sidecar.domain.secrets import SecretContext, SecretKind
+from sidecar.hardening import WIPING_ENVIRONMENT
 from sidecar.secretbuffer import SecretBuffer, scrub, wipe, wipe_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -294,8 +295,10 @@ class _Exchange:
 
 @contextmanager
 def _child(opening: str, *, rounds: int) -> Iterator[_Exchange]:
+    # As egress is started: else the dynamic linker spills vector registers, keys in them, where a function is called first.
+    environment = {**os.environ, "LD_BIND_NOW": WIPING_ENVIRONMENT["LD_BIND_NOW"]}
     arguments = [sys.executable, "-c", CHILD, opening, str(rounds)]
-    with subprocess.Popen(arguments, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+    with subprocess.Popen(arguments, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         try:
             yield _Exchange(child)
             assert child.wait(timeout=30) == 0
