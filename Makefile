@@ -87,7 +87,7 @@ image: ## Build the container image (TARGET=runtime or dev, BASE=, TAG=)
 	@tools/image.sh
 
 .PHONY: bench
-bench: setup ## Measure what custody costs (some four minutes)
+bench: setup ## Measure what custody costs (some eight minutes)
 	@$(PY) -m benchmarks all
 
 .PHONY: model
