@@ -384,21 +384,29 @@ def test_bi_d19_revoked_twice() -> None:
 
 @pytest.mark.parametrize("at", ["prepare", "send"])
 def test_bi_d20_revoked_while_a_payment_is_in_flight(at: str) -> None:
-    """Before the dispatch record nothing goes out any more; after it the payment has its outcome."""
+    """Before the dispatch record nothing goes out any more; after it the payment has its outcome, and the revocation is answered
+    when nothing can leave any more."""
 
     async def test() -> None:
         world = World()
         front = Front(world=world)
         consent = await world.consent()
+        revocations: list[asyncio.Task[Any]] = []
 
         async def revokes() -> None:
             world.core.egress.gates.clear()
-            got = await front.send(pb.RevokeConsentRequest, "RevokeConsent", _revoke(consent))
-            assert got.consent.state == C.STATE_REVOKED
+            revocations.append(
+                asyncio.ensure_future(front.send(pb.RevokeConsentRequest, "RevokeConsent", _revoke(consent)))
+            )
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert world.store._state.consents[consent.id].state is ConsentState.REVOKED
+            assert revocations[0].done() == (at == "prepare")
 
         world.core.egress.gates[at] = revokes
         got = await front.pay(payment_message_for(consent))
 
+        assert (await revocations[0]).consent.state == C.STATE_REVOKED
         if at == "prepare":
             assert got == Refusal(reason="CONSENT_REVOKED")
             assert world.bank.count("initiate") == 0

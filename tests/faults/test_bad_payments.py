@@ -200,7 +200,8 @@ def test_a_consent_that_is_not_active_pays_nothing(state: ConsentState, reason: 
     async def test() -> None:
         world = World()
         consent = await world.consent()
-        _force(world, replace(consent, state=state))
+        # The access token is over as well: until it is, a consent that needs its owner again stays usable.
+        _force(world, replace(consent, state=state, access_expire_time=world.clock.now()))
         front = Front(world=world)
         before = front.written()
 
