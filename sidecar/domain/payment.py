@@ -144,10 +144,8 @@ class Payment:
     epoch: int = 1
     attempts: int = 0  # requests that may have reached the bank
     rendered_request: bytes = b""
-    dispatch_boot_id: str = (
-        ""  # the machine's run (boot) in which the first dispatch was made, and CLOCK_BOOTTIME from which
-    )
-    dispatch_boot_time_ns: int = 0  # the time of its send ran: the wall clock may be set, this clock may not
+    dispatch_boot_id: str = ""  # the machine's run (boot) in which the first dispatch was made, and
+    dispatch_boot_time_ns: int = 0  # CLOCK_BOOTTIME when its send's time began: unlike the wall clock it cannot be set
     dispatch_time: datetime | None = None  # of the first dispatch; opens the bank's idempotency window
     send_deadline_time: datetime | None = None  # of the newest dispatch: after it, nothing of ours is on the way out
     next_attempt_time: datetime | None = None  # when reconciliation or the status poll is due
@@ -186,9 +184,8 @@ class DispatchPermit:
 
     payment: PaymentId
     epoch: int
-    send_before_boot_time_ns: int | None = (
-        None  # a moment of CLOCK_BOOTTIME: seconds from now grow where a process stands still
-    )
+    # A moment of CLOCK_BOOTTIME: "seconds from now" would grow where a process stands still.
+    send_before_boot_time_ns: int | None = None
     _redeemed: bool = field(default=False, repr=False)
 
     def redeem(self) -> None:

@@ -199,7 +199,7 @@ class Bounds:
 
 
 class PaymentModel:
-    """One payment at a bank of one class: A (idempotency key within a window), B (single-use consent, look-up), C (neither)."""
+    """One payment at a bank of one class: A (idempotency key within a window), B (look-up by our own key), C (neither)."""
 
     def __init__(
         self,

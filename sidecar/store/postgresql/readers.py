@@ -13,7 +13,7 @@ import psycopg
 from psycopg import waiting
 from psycopg.abc import PQGen
 
-from sidecar.errors import Unavailable
+from sidecar.errors import Internal, Unavailable
 from sidecar.store.postgresql.address import Address
 from sidecar.store.postgresql.connection import SET_ALL, adapt, check_settings, session_settings
 from sidecar.store.postgresql.errors import connection_refused, is_disconnect
@@ -176,5 +176,5 @@ class _Answered:
             return rows
         raise _Asked(statement, values)
 
-    def change(self, statement: Statement, values: Mapping[str, Value]) -> int:
-        raise NotImplementedError("a query changes nothing")
+    def change(self, statement: Statement, values: Mapping[str, Value]) -> int:  # noqa: ARG002 - the port's
+        raise Internal("a query changes nothing")
